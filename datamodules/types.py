@@ -1,0 +1,178 @@
+"""The stations of one sample: record -> frame plan -> clip -> encoded prompt -> batch.
+
+Shapes: B prompts, P prompt tokens, L tokens of a row, F frames, N vision patches, n media items,
+T temporal patches, D = 3 * temporal_patch_size * patch_size**2 values per patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rewards.types import ProblemType
+
+DataType = Literal["video", "image", "text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoRecord:
+    """One validated line of a data file. Fields that the schema does not know are kept in `extra`."""
+
+    problem_id: str
+    """Unique within its file; integers are turned into strings."""
+    problem: str
+    data_type: DataType
+    problem_type: ProblemType
+    solution: str
+    """The gold answer with its tags, `<answer>...</answer>`."""
+    process: str | None = None
+    """Chain of thought with its tags, `<think>...</think>`; needed by supervised fine-tuning only."""
+    options: tuple[str, ...] = ()
+    path: str | None = None
+    """Media file relative to the data root; None exactly when `data_type` is "text"."""
+    data_source: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    file: Path
+    """The data file that the record comes from."""
+    line: int
+    """Line (JSONL, from 1) or element (JSON list, from 1) within that file."""
+
+    @property
+    def where(self) -> str:
+        """`file:line (problem_id ...)`, the prefix of every error about this record."""
+        return f"{self.file}:{self.line} (problem_id {self.problem_id})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePlan:
+    """Which frames of a clip are read and at what size; a pure function of the clip's metadata."""
+
+    indices: tuple[int, ...]
+    """Frame numbers in display order, length F; F is a multiple of the temporal patch size."""
+    height: int
+    width: int
+    sample_fps: float
+    """Sampled frames per second of video."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoClip:
+    """Decoded, resized media: a video of F frames, or an image as one frame."""
+
+    frames: Tensor
+    """uint8 [F, 3, height, width], RGB."""
+    sample_fps: float
+    """Sampled frames per second; 0 for an image."""
+    is_video: bool
+
+
+@dataclass(kw_only=True)
+class VisionInput:
+    """The vision tower's input for a whole batch: images and videos concatenated in order of appearance."""
+
+    patches: Tensor
+    """uint8 [N, D], raw pixel values 0..255; normalised on the device by the policy (a quarter of float's size)."""
+    grid_thw: Tensor
+    """int64 [n, 3]: temporal, vertical and horizontal patches of each item (before spatial merging)."""
+    is_video: Tensor
+    """bool [n]."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> VisionInput:
+        return _moved(self, device, non_blocking)
+
+    def pin_memory(self) -> VisionInput:
+        return _pinned(self)
+
+
+@dataclass(kw_only=True)
+class EncodedPrompt:
+    """One prompt, ready for the model: media tokens expanded, positions computed."""
+
+    record: VideoRecord
+    input_ids: Tensor
+    """int64 [P]."""
+    position_ids: Tensor
+    """int64 [3, P]: temporal, vertical and horizontal rotary positions."""
+    next_position: int
+    """Position of the first completion token (the same in all three rows)."""
+    vision: VisionInput | None
+    """None for a text-only record."""
+    frames: Tensor | None
+    """The clip's frames, uint8 [F, 3, H, W], for rewards and pictures; None for a text-only record."""
+
+
+@dataclass(kw_only=True)
+class PromptBatch:
+    """B prompts, left-padded to the longest."""
+
+    prompts: list[EncodedPrompt]
+    input_ids: Tensor
+    """int64 [B, P]."""
+    attention_mask: Tensor
+    """int64 [B, P]; 0 on padding."""
+    position_ids: Tensor
+    """int64 [3, B, P]."""
+    next_position: Tensor
+    """int64 [B]."""
+    vision: VisionInput | None
+    """None when no record of the batch has media."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PromptBatch:
+        return _moved(self, device, non_blocking)
+
+    def pin_memory(self) -> PromptBatch:
+        return _pinned(self)
+
+
+@dataclass(kw_only=True)
+class SFTBatch:
+    """B prompts with their targets, right-padded: causal attention alone then hides the padding."""
+
+    records: list[VideoRecord]
+    input_ids: Tensor
+    """int64 [B, L]."""
+    attention_mask: Tensor
+    """int64 [B, L]; 0 on padding."""
+    labels: Tensor
+    """int64 [B, L]: the token itself on assistant tokens (end-of-sequence included), -100 elsewhere."""
+    position_ids: Tensor
+    """int64 [3, B, L]."""
+    vision: VisionInput | None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> SFTBatch:
+        return _moved(self, device, non_blocking)
+
+    def pin_memory(self) -> SFTBatch:
+        return _pinned(self)
+
+
+def _moved(batch: Any, device: torch.device | str, non_blocking: bool) -> Any:
+    """Copy of the dataclass with its own tensors (and its vision input) on `device`; records stay where they are."""
+    return _mapped(batch, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+
+def _pinned(batch: Any) -> Any:
+    return _mapped(batch, lambda tensor: tensor.pin_memory())
+
+
+def _mapped(batch: Any, function: Any) -> Any:
+    values = {}
+    for item in fields(batch):
+        value = getattr(batch, item.name)
+        if isinstance(value, Tensor):
+            value = function(value)
+        elif isinstance(value, VisionInput):
+            value = _mapped(value, function)
+        values[item.name] = value
+    return type(batch)(**values)

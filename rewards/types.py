@@ -1,0 +1,66 @@
+"""What a reward sees and what the suite returns: text, counts and frames in, numbers out.
+
+Shapes: B prompts, G completions per prompt, F frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from torch import Tensor
+
+
+class ProblemType(StrEnum):
+    """The five kinds of question of the VideoRFT data; the value is the spelling used in records."""
+
+    MULTIPLE_CHOICE = "multiple choice"
+    NUMERICAL = "numerical"
+    OCR = "OCR"
+    FREE_FORM = "free-form"
+    REGRESSION = "regression"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardInput:
+    """One group: a question and the G completions sampled for it. Rewards never see half a group."""
+
+    record_id: str
+    """`problem_id` of the record, for error messages and stored breakdowns."""
+    problem_type: ProblemType
+    problem: str
+    """The question as the model read it, without the media."""
+    solution: str
+    """The gold answer with its tags, `<answer>...</answer>`."""
+    completions: tuple[str, ...]
+    """G decoded completions, end-of-sequence token removed."""
+    completion_tokens: tuple[int, ...]
+    """G token counts, end-of-sequence token included."""
+    truncated: tuple[bool, ...]
+    """G flags: the completion reached the token limit without an end-of-sequence token."""
+    frames: Tensor | None = None
+    """The frames that the policy saw, uint8 [F, 3, H, W]; None for a text-only record."""
+    options: tuple[str, ...] = ()
+    """Answer options as listed in the record; empty if there are none or if they stand in the question."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the record that the schema does not know."""
+
+    def __post_init__(self) -> None:
+        sizes = (len(self.completions), len(self.completion_tokens), len(self.truncated))
+        assert len(set(sizes)) == 1, f"completions, completion_tokens, truncated differ in length: {sizes}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardBreakdown:
+    """Scores of a batch of groups. All groups hold the same number of completions."""
+
+    total: Tensor
+    """float32 [B, G]: the sum of weight * gate * raw over the rewards."""
+    components: Mapping[str, Tensor]
+    """Reward name -> raw score before weight and gate, float32 [B, G]."""
+    contributions: Mapping[str, Tensor]
+    """Reward name -> weight * gate * raw, float32 [B, G]; they add up to `total`."""
+    seconds: Mapping[str, float]
+    """Reward name -> wall time spent on it for this batch."""
