@@ -81,6 +81,8 @@ class VisionInput:
     """int64 [n, 3]: temporal, vertical and horizontal patches of each item (before spatial merging)."""
     is_video: Tensor
     """bool [n]."""
+    seconds_per_patch: Tensor
+    """float32 [n]: seconds of video that one temporal patch covers; 0 for an image."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> VisionInput:
         return _moved(self, device, non_blocking)
@@ -91,15 +93,11 @@ class VisionInput:
 
 @dataclass(kw_only=True)
 class EncodedPrompt:
-    """One prompt, ready for the model: media tokens expanded, positions computed."""
+    """One prompt as token ids, with one media token per merged patch."""
 
     record: VideoRecord
     input_ids: Tensor
     """int64 [P]."""
-    position_ids: Tensor
-    """int64 [3, P]: temporal, vertical and horizontal rotary positions."""
-    next_position: int
-    """Position of the first completion token (the same in all three rows)."""
     vision: VisionInput | None
     """None for a text-only record."""
     frames: Tensor | None
@@ -115,12 +113,12 @@ class PromptBatch:
     """int64 [B, P]."""
     attention_mask: Tensor
     """int64 [B, P]; 0 on padding."""
-    position_ids: Tensor
-    """int64 [3, B, P]."""
-    next_position: Tensor
-    """int64 [B]."""
     vision: VisionInput | None
     """None when no record of the batch has media."""
+    position_ids: Tensor | None = None
+    """int64 [3, B, P]: temporal, vertical and horizontal rotary positions; filled by the policy, whose rule it is."""
+    next_position: Tensor | None = None
+    """int64 [B]: position of the first completion token, the same in all three rows; filled by the policy."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -143,9 +141,10 @@ class SFTBatch:
     """int64 [B, L]; 0 on padding."""
     labels: Tensor
     """int64 [B, L]: the token itself on assistant tokens (end-of-sequence included), -100 elsewhere."""
-    position_ids: Tensor
-    """int64 [3, B, L]."""
     vision: VisionInput | None
+    """None when no record of the batch has media."""
+    position_ids: Tensor | None = None
+    """int64 [3, B, L]; filled by the policy."""
 
     def __len__(self) -> int:
         return len(self.records)
