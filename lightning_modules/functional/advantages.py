@@ -1,0 +1,49 @@
+"""Group-relative advantages.
+
+Shapes: B prompts, G completions per prompt.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import Tensor
+
+AdvantageScale = Literal["group", "batch", "none"]
+
+
+def group_relative_advantages(rewards: Tensor, scale: AdvantageScale = "group", eps: float = 1e-4) -> Tensor:
+    """Rewards relative to their group's mean: A = (r - mean_group) / (std + eps).
+
+    `scale` chooses std: that of the group with Bessel's correction (GRPO, arXiv 2402.03300, and the published VideoRFT
+    code), that of all rewards of the batch, or no division at all (Dr. GRPO, arXiv 2503.20783).
+
+    Args:
+        rewards: float [B, G].
+        scale: "group", "batch" or "none".
+        eps: keeps the division finite where all rewards of a group agree.
+
+    Returns:
+        float [B, G].
+
+    Raises:
+        ValueError: fewer than two completions per group, or an unknown scale.
+    """
+    if rewards.ndim != 2 or rewards.shape[1] < 2:
+        raise ValueError(
+            f"rewards have shape {tuple(rewards.shape)}; a group-relative advantage needs [B, G] with G >= 2 completions "
+            "per prompt."
+        )
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    if scale == "group":
+        return centred / (rewards.std(dim=1, keepdim=True) + eps)
+    if scale == "batch":
+        return centred / (rewards.std() + eps)
+    if scale == "none":
+        return centred
+    raise ValueError(f"scale is {scale!r}; allowed are {', '.join(map(repr, get_args(AdvantageScale)))}.")
+
+
+def zero_variance(rewards: Tensor) -> Tensor:
+    """bool [B]: the group's rewards [B, G] all agree, so it has no policy gradient."""
+    return (rewards == rewards[:, :1]).all(dim=1)

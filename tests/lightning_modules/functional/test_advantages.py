@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from lightning_modules.functional.advantages import group_relative_advantages, zero_variance
+
+REWARDS = torch.tensor([[1.0, 0.0, 1.0, 0.0], [3.0, 1.0, 1.0, 1.0]])
+
+
+def test_group_scale():
+    # Row 0: mean 0.5, deviations +-0.5, variance 4 * 0.25 / 3 = 1/3, std 0.57735. Row 1: mean 1.5,
+    # deviations 1.5, -0.5 (three times), variance (2.25 + 0.75) / 3 = 1, std 1.
+    expected = torch.tensor([[0.8659, -0.8659, 0.8659, -0.8659], [1.49985, -0.49995, -0.49995, -0.49995]])
+    torch.testing.assert_close(group_relative_advantages(REWARDS), expected, atol=1e-5, rtol=0)
+
+
+def test_batch_scale():
+    # All eight: mean 1, squared deviations 0 1 0 1 4 0 0 0 sum to 6, std sqrt(6 / 7) = 0.92582.
+    expected = torch.tensor([[0.5, -0.5, 0.5, -0.5], [1.5, -0.5, -0.5, -0.5]]) / (0.92582 + 1e-4)
+    torch.testing.assert_close(group_relative_advantages(REWARDS, "batch"), expected, atol=1e-5, rtol=0)
+
+
+def test_no_scale():
+    expected = torch.tensor([[0.5, -0.5, 0.5, -0.5], [1.5, -0.5, -0.5, -0.5]])
+    torch.testing.assert_close(group_relative_advantages(REWARDS, "none"), expected)
+
+
+def test_equal_rewards_give_zero_and_are_counted():
+    rewards = torch.tensor([[2.0, 2.0], [2.0, 1.0]])
+    assert group_relative_advantages(rewards)[0].tolist() == [0.0, 0.0]
+    assert zero_variance(rewards).tolist() == [True, False]
+
+
+def test_one_completion_per_group_is_refused():
+    with pytest.raises(ValueError, match="G >= 2"):
+        group_relative_advantages(torch.ones(3, 1))
+
+
+def test_unknown_scale_is_refused():
+    with pytest.raises(ValueError, match="'grop'; allowed are 'group', 'batch', 'none'"):
+        group_relative_advantages(REWARDS, "grop")
