@@ -1,0 +1,59 @@
+# Every target makes the environment that it needs in $(VENV), once for each content of the requirements files.
+# Several clones may share one: make test VENV=/path/to/env
+
+VENV ?= .venv
+PYTHON3 ?= python3
+PYTHON := $(VENV)/bin/python
+SEED ?= 0
+
+# The stamps carry a digest of the requirements, not a date: a fresh clone or a branch switch reinstalls nothing.
+digest = $(shell cat $(1) | cksum | cut -d ' ' -f 1)
+BASE := $(VENV)/.installed-$(call digest,requirements.txt)
+DEV := $(VENV)/.installed-dev-$(call digest,requirements.txt requirements-dev.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-vllm lint format bench clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(BASE)  ## Teach a tiny model on generated clips, offline, on the CPU (SEED=0)
+	$(PYTHON) cli.py demo --seed $(SEED) --output runs/demo
+
+test: $(DEV)  ## Run the default test suite
+	$(PYTEST) -m "not gpu and not vllm and not slow"
+
+test-slow: $(DEV)  ## Run the tests that take minutes
+	$(PYTEST) --timeout 1800 -m "slow and not gpu and not vllm"
+
+test-vllm:  ## Run the vLLM tests with VLLM_PYTHON, the interpreter of an environment that has vLLM
+	@test -n "$(VLLM_PYTHON)" || { echo "vLLM pins its own torch and lives in its own environment. Name its interpreter:" \
+	  "make test-vllm VLLM_PYTHON=/path/to/vllm-env/bin/python" >&2; exit 2; }
+	$(VLLM_PYTHON) -m pytest -m vllm
+
+lint: $(DEV)  ## Check style, format and file sizes
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) .ci/large_files.py
+
+format: $(DEV)  ## Mend style and format in place
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+bench: $(DEV)  ## Measure the video readers
+	$(PYTHON) benchmarks/video_reader.py
+
+clean:  ## Remove caches and runs/; the environment stays
+	rm -rf runs .pytest_cache .ruff_cache
+	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# The tests' models are too small to gain from more threads, and two-process tests would fight over the cores.
+PYTEST := $(PYTHON) -m pytest --timeout 300
+test test-slow: export OMP_NUM_THREADS ?= 1
+
+$(BASE):
+	@.ci/environment "$(VENV)" "$@" requirements.txt "$(PYTHON3)"
+
+$(DEV):
+	@.ci/environment "$(VENV)" "$@" requirements-dev.txt "$(PYTHON3)"
+	@touch "$(BASE)"
