@@ -1,0 +1,404 @@
+"""Generated video questions with known answers: the data of the demo and of the tests.
+
+A scene is a plain background on which colored shapes flash. It is drawn and encoded as a real H.264 file, so
+that every later stage (decoding, encoding, sampling, rewards) works on what it meets in earnest. The chain of
+thought of the fine-tuning split comes from a teacher with two systematic faults, both of which an answer-only
+reward can mend: it mistakes the last color for the first, and it overlooks a flash at the very end.
+
+Shapes: F frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from datamodules.types import DataType
+from rewards.types import ProblemType
+
+Task = Literal["order", "count"]
+Shape = Literal["square", "circle"]
+
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (230, 30, 30),
+    "green": (30, 200, 30),
+    "blue": (40, 60, 240),
+    "yellow": (240, 230, 30),
+    "white": (245, 245, 245),
+    "purple": (160, 40, 200),
+}
+ORDER_COLORS = ("red", "green", "blue", "yellow")
+ORDER_OPTIONS = ("A. red", "B. green", "C. blue", "D. yellow")
+NUM_CHOICES = 4
+"""Answers that either task can have; a uniform guess is right once in this many times."""
+SIZE = 56
+FRAMES = 16
+FRAMES_PER_SECOND = 8
+SLOTS = 4
+"""A counted shape flashes in some of this many equal parts of the clip, at most once in each."""
+
+MANIFEST = "manifest.json"
+_GENERATOR = 1  # part of every manifest: raise it when the same arguments give other files
+_STREAMS = {"sft": 0, "rl": 1, "eval": 2, "corpus": 3, "mixed": 4}  # one random stream each, so splits share no scene
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flash:
+    """One shape that stands still while it is visible. Lengths are shares of the picture's shorter side."""
+
+    start: int
+    """First frame in which the shape is visible."""
+    stop: int
+    """First frame in which it is gone."""
+    color: str
+    """A key of `COLORS`."""
+    shape: Shape
+    center: tuple[float, float]
+    """x as a share of the width, y as a share of the height."""
+    radius: float
+    """Radius of a circle, half the side of a square."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Everything that is to be seen in a clip."""
+
+    background: tuple[int, int, int]
+    """RGB, 0..255."""
+    flashes: tuple[Flash, ...]
+    frames: int = FRAMES
+    height: int = SIZE
+    width: int = SIZE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A scene, what is asked about it and what the teacher says (its answer is wrong where the teacher errs)."""
+
+    task: Task
+    problem: str
+    problem_type: ProblemType
+    options: tuple[str, ...]
+    process: str
+    """Chain of thought with its tags."""
+    solution: str
+    """The answer with its tags."""
+    scene: Scene
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticDataset:
+    """Where `write_dataset` put its files."""
+
+    data_root: Path
+    """Folder that the records' `path` fields are relative to."""
+    sft: Path
+    rl: Path
+    eval: Path
+
+
+def render(scene: Scene) -> np.ndarray:
+    """Draw a scene; a pure function of it.
+
+    Returns:
+        uint8 [F, H, W, 3], RGB.
+    """
+    frames = np.empty((scene.frames, scene.height, scene.width, 3), np.uint8)
+    frames[:] = scene.background
+    y, x = np.ogrid[: scene.height, : scene.width]
+    for flash in scene.flashes:
+        radius = flash.radius * min(scene.height, scene.width)
+        dx, dy = x - flash.center[0] * scene.width, y - flash.center[1] * scene.height
+        inside = np.maximum(abs(dx), abs(dy)) <= radius if flash.shape == "square" else dx**2 + dy**2 <= radius**2
+        frames[flash.start : flash.stop, inside] = COLORS[flash.color]
+    return frames
+
+
+def write_clip(path: Path, frames: np.ndarray, *, fps: int = FRAMES_PER_SECOND) -> None:
+    """Encode frames, uint8 [F, H, W, 3] with even H and W, as an H.264 mp4 file (yuv420p, nearly lossless)."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        stream.options = {"crf": "12", "preset": "ultrafast", "threads": "1"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def questions(rng: np.random.Generator, count: int, *, teacher_error: float = 0.0) -> Iterator[Question]:
+    """Draw `count` questions, the two tasks in turn.
+
+    Args:
+        rng: source of all randomness.
+        count: number of questions.
+        teacher_error: probability of an error where the teacher is prone to one.
+    """
+    for index in range(count):
+        yield (_order_question if index % 2 == 0 else _count_question)(rng, teacher_error)
+
+
+def write_dataset(
+    output: Path,
+    *,
+    seed: int,
+    sft_clips: int = 600,
+    rl_clips: int = 400,
+    eval_clips: int = 192,
+    teacher_error: float = 0.7,
+    progress: bool = True,
+) -> SyntheticDataset:
+    """Write the demo's three splits: `clips/*.mp4`, `sft.jsonl`, `rl.jsonl`, `eval.jsonl`.
+
+    The folder appears complete or not at all. A folder written with the same arguments is kept as it is; one
+    written with others is replaced. Call it from one process only. Only fine-tuning records carry a `process`.
+
+    Args:
+        output: folder to create.
+        seed: decides every scene; the splits draw from separate random streams.
+        sft_clips: records for supervised fine-tuning, with the imperfect teacher's chain of thought.
+        rl_clips: records for GRPO, right answers only.
+        eval_clips: held-out records, right answers only.
+        teacher_error: probability, 0 to 1, that the teacher errs on a question on which it is prone to.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: an argument is out of range, or `output` holds files that were not generated here.
+    """
+    counts = {"sft": sft_clips, "rl": rl_clips, "eval": eval_clips}
+    for split, count in counts.items():
+        if count < 0:
+            raise ValueError(f"{split}_clips is {count}; it must be 0 or more.")
+    if not 0 <= teacher_error <= 1:
+        raise ValueError(f"teacher_error is {teacher_error}; a probability lies between 0 and 1.")
+
+    def build(folder: Path) -> None:
+        from tqdm import tqdm
+
+        (folder / "clips").mkdir()
+        with tqdm(total=sum(counts.values()), desc="generating clips", disable=not progress) as bar:
+            for split, count in counts.items():
+                drawn = questions(_stream(seed, split), count, teacher_error=teacher_error if split == "sft" else 0.0)
+                records = []
+                for index, question in enumerate(drawn):
+                    path = f"clips/{split}_{index:05d}.mp4"
+                    write_clip(folder / path, render(question.scene))
+                    records.append(_video_record(question, index, path, with_process=split == "sft"))
+                    bar.update()
+                _write_jsonl(folder / f"{split}.jsonl", records)
+
+    arguments = {"dataset": "demo", "generator": _GENERATOR, "seed": seed, "teacher_error": teacher_error, **counts}
+    publish_folder(output, arguments=arguments, build=build)
+    return SyntheticDataset(data_root=output, **{split: output / f"{split}.jsonl" for split in counts})
+
+
+def write_mixed_dataset(output: Path, *, seed: int, count: int) -> Path:
+    """Write `mixed.jsonl` with video, image and text-only records in turn, all with a chain of thought.
+
+    Six records in a row hold all five problem types; media lie in `media/`. The same rules as for
+    `write_dataset` decide whether an existing folder is kept, replaced or refused.
+
+    Returns:
+        The record file; its folder is the data root.
+    """
+    if count < 1:
+        raise ValueError(f"count is {count}; it must be at least 1 (6 for every kind of record).")
+
+    def build(folder: Path) -> None:
+        (folder / "media").mkdir()
+        rng = _stream(seed, "mixed")
+        _write_jsonl(folder / "mixed.jsonl", [_mixed_record(rng, index, folder) for index in range(count)])
+
+    arguments = {"dataset": "mixed", "generator": _GENERATOR, "seed": seed, "count": count}
+    publish_folder(output, arguments=arguments, build=build)
+    return output / "mixed.jsonl"
+
+
+def corpus(seed: int = 0) -> Iterator[str]:
+    """Prompts and targets in the shape that training sees, to train the tiny model's tokenizer on."""
+    for question in questions(_stream(seed, "corpus"), 600):
+        yield "user\n"
+        yield "\n".join((question.problem, *question.options))
+        yield "assistant\n"
+        yield f"{question.process}\n{question.solution}"
+
+
+def publish_folder(output: Path, *, arguments: Mapping[str, Any], build: Callable[[Path], None]) -> None:
+    """Make `output` a generated folder, complete or not at all.
+
+    The content is built in a temporary sibling that is then renamed. A manifest inside records the arguments
+    and the top-level entries: the same arguments make the call do nothing, others make it replace the folder.
+
+    Args:
+        output: folder to create.
+        arguments: everything that decides the content; must survive JSON.
+        build: fills the empty folder that it is given.
+
+    Raises:
+        ValueError: `output` is a file, or holds something that was not generated here.
+    """
+    output = output.absolute()
+    arguments = json.loads(json.dumps(arguments))
+    if output.exists() and _generated_with(output) == arguments:
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as staging:
+        fresh = Path(staging) / "fresh"
+        fresh.mkdir()
+        build(fresh)
+        entries = sorted([entry.name for entry in fresh.iterdir()] + [MANIFEST])
+        manifest = {"arguments": arguments, "entries": entries}
+        (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        if output.exists():
+            output.rename(Path(staging) / "stale")
+        fresh.rename(output)
+
+
+def _generated_with(output: Path) -> dict[str, Any] | None:
+    """Arguments of a complete generated folder, None if it is empty or lacks entries; refuses foreign files."""
+    mend = "choose another folder, or move those files away"
+    if not output.is_dir():
+        raise ValueError(f"{output} is a file; generated files go to a folder: {mend}.")
+    present = {entry.name for entry in output.iterdir()}
+    manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8")) if MANIFEST in present else {}
+    entries = set(manifest.get("entries", ()))
+    if foreign := present - entries:
+        raise ValueError(f"{output} holds files that were not generated here ({', '.join(sorted(foreign))}): {mend}.")
+    return manifest["arguments"] if entries and entries == present else None
+
+
+def _stream(seed: int, name: str) -> np.random.Generator:
+    return np.random.default_rng([seed, _STREAMS[name]])
+
+
+def _background(rng: np.random.Generator) -> tuple[int, int, int]:
+    red, green, blue = rng.integers(0, 50, size=3).tolist()
+    return red, green, blue
+
+
+def _flash(rng: np.random.Generator, color: str, shape: Shape, *, start: int, stop: int) -> Flash:
+    x, y = rng.uniform(0.25, 0.75, size=2).tolist()
+    radius = float(rng.uniform(0.14, 0.22))
+    return Flash(start=start, stop=stop, color=color, shape=shape, center=(x, y), radius=radius)
+
+
+def _shape(rng: np.random.Generator) -> Shape:
+    return "square" if rng.random() < 0.5 else "circle"
+
+
+def _order_question(rng: np.random.Generator, teacher_error: float) -> Question:
+    """Two shapes of different colors, one after the other; which color comes first (or last)?"""
+    first, last = (ORDER_COLORS[index] for index in rng.permutation(len(ORDER_COLORS))[:2])
+    asked = "first" if rng.random() < 0.5 else "last"
+    errs = asked == "last" and rng.random() < teacher_error
+    answer = first if asked == "first" or errs else last
+    shape = _shape(rng)
+    flashes = (
+        _flash(rng, first, shape, start=0, stop=FRAMES // 2),
+        _flash(rng, last, shape, start=FRAMES // 2, stop=FRAMES),
+    )
+    return Question(
+        task="order",
+        problem=f"Which color appears {asked}?",
+        problem_type=ProblemType.MULTIPLE_CHOICE,
+        options=ORDER_OPTIONS,
+        process=f"<think> I see {first} then {last}. The {asked} is {answer}.</think>",
+        solution=f"<answer>{'ABCD'[ORDER_COLORS.index(answer)]}</answer>",
+        scene=Scene(background=_background(rng), flashes=flashes),
+    )
+
+
+def _count_question(rng: np.random.Generator, teacher_error: float) -> Question:
+    """One kind of shape flashes in 1 to 4 of the clip's four parts; how often?"""
+    slots = sorted(rng.permutation(SLOTS)[: rng.integers(1, SLOTS + 1)].tolist())
+    errs = SLOTS - 1 in slots and rng.random() < teacher_error
+    seen = [slot for slot in slots if not (errs and slot == SLOTS - 1)]
+    color, shape = list(COLORS)[rng.integers(len(COLORS))], _shape(rng)
+    length = FRAMES // SLOTS
+    flashes = tuple(_flash(rng, color, shape, start=slot * length, stop=(slot + 1) * length) for slot in slots)
+    checks = " ".join("yes" if slot in seen else "no" for slot in range(SLOTS))
+    return Question(
+        task="count",
+        problem="How many times does a shape appear?",
+        problem_type=ProblemType.NUMERICAL,
+        options=(),
+        process=f"<think> I check each part: {checks}. The total is {len(seen)}.</think>",
+        solution=f"<answer>{len(seen)}</answer>",
+        scene=Scene(background=_background(rng), flashes=flashes),
+    )
+
+
+def _video_record(question: Question, index: int, path: str, *, with_process: bool) -> dict[str, Any]:
+    """The record in the published schema, with the task and the number of possible answers as extra fields."""
+    texts = {"process": question.process} if with_process else {}
+    texts["solution"] = question.solution
+    extra = {"task": question.task, "num_choices": NUM_CHOICES, "options": question.options}
+    return _record(index, "video", question.problem_type, question.problem, path=path, **texts, **extra)
+
+
+def _record(
+    index: int, data_type: DataType, problem_type: ProblemType, problem: str, *, path: str | None = None, **fields: Any
+) -> dict[str, Any]:
+    record = {"problem_id": index, "problem": problem, "data_type": data_type, "problem_type": problem_type.value}
+    if path is not None:
+        record["path"] = f"./{path}"
+    return record | {"options": [], **fields, "data_source": "synthetic"}
+
+
+def _write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def _mixed_record(rng: np.random.Generator, index: int, folder: Path) -> dict[str, Any]:
+    """One of six kinds of record, by `index`; writes its media file."""
+    kind = index % 6
+    if kind in (0, 3):
+        question = (_order_question if kind == 0 else _count_question)(rng, 0.0)
+        write_clip(folder / f"media/{index:05d}.mp4", render(question.scene))
+        return _video_record(question, index, f"media/{index:05d}.mp4", with_process=True)
+    if kind == 2:
+        left, right = rng.integers(1, 10, size=2).tolist()
+        texts = _texts(f"I add the two. The sum is {left + right}.", f"{left + right}")
+        return _record(index, "text", ProblemType.NUMERICAL, f"What is {left} plus {right}?", **texts)
+
+    color, shape = list(COLORS)[rng.integers(len(COLORS))], _shape(rng)
+    flash = _flash(rng, color, shape, start=0, stop=1)
+    scene = Scene(background=_background(rng), flashes=(flash,), frames=1, width=SIZE * 3 // 2)
+    path = f"media/{index:05d}.png"
+    if kind == 1:
+        text = f"{rng.integers(10, 100)}"
+        _write_image(folder / path, scene, text=text)
+        texts = _texts(f"I read one digit after the other. The text is {text}.", text)
+        return _record(index, "image", ProblemType.OCR, "Which number is written here?", path=path, **texts)
+    _write_image(folder / path, scene)
+    if kind == 4:
+        texts = _texts(f"I see one shape. It is a {color} {shape}.", f"a {color} {shape}")
+        return _record(index, "image", ProblemType.FREE_FORM, "What does the picture show?", path=path, **texts)
+    share = f"{2 * flash.radius:.2f}"
+    problem = f"How wide is the {shape}, as a share of the height of the picture?"
+    texts = _texts(f"I compare the {shape} with the picture. The share is {share}.", share)
+    return _record(index, "image", ProblemType.REGRESSION, problem, path=path, **texts)
+
+
+def _texts(thought: str, answer: str) -> dict[str, str]:
+    return {"process": f"<think> {thought}</think>", "solution": f"<answer>{answer}</answer>"}
+
+
+def _write_image(path: Path, scene: Scene, *, text: str | None = None) -> None:
+    """Save a scene's first frame as PNG, or `text` on the scene's background."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    if text is None:
+        Image.fromarray(render(scene)[0]).save(path)
+        return
+    image = Image.new("RGB", (scene.width, scene.height), scene.background)
+    draw = ImageDraw.Draw(image)
+    draw.text((scene.width // 4, scene.height // 4), text, fill=COLORS["white"], font=ImageFont.load_default(size=32))
+    image.save(path)
