@@ -22,6 +22,11 @@ class ProblemType(StrEnum):
     FREE_FORM = "free-form"
     REGRESSION = "regression"
 
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        """Give `ProblemType(value)` an error that lists what is allowed."""
+        raise ValueError(f"problem_type is {value!r}; it must be one of {', '.join(repr(str(item)) for item in cls)}.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RewardInput:

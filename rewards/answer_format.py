@@ -1,0 +1,50 @@
+"""The shape of a response: `<think>reasoning</think><answer>answer</answer>`. The only place that knows the tags.
+
+Tags are case-sensitive, as in the published data and rewards.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+
+_THINK = re.compile(f"{THINK_OPEN}(.*?){THINK_CLOSE}", re.DOTALL)
+_ANSWER = re.compile(f"{ANSWER_OPEN}(.*?){ANSWER_CLOSE}", re.DOTALL)
+_RESPONSE = re.compile(rf"{THINK_OPEN}.*?{THINK_CLOSE}\s*{ANSWER_OPEN}.*?{ANSWER_CLOSE}", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParsedResponse:
+    """The parts of a response. An empty pair of tags gives "", a missing or unclosed one None."""
+
+    think: str | None
+    """Text of the first closed think element, surrounding whitespace removed."""
+    answer: str | None
+    """Text of the first closed answer element, surrounding whitespace removed."""
+    well_formed: bool
+    """The whole text is one think element, optional whitespace and one answer element, with nothing around them.
+    Further tags inside are tolerated, as in the published format reward."""
+
+
+def parse_response(completion: str) -> ParsedResponse:
+    """Read the reasoning and the answer out of a completion, or out of a record's `process` or `solution`."""
+    think = _THINK.search(completion)
+    answer = _ANSWER.search(completion)
+    return ParsedResponse(
+        think=think.group(1).strip() if think else None,
+        answer=answer.group(1).strip() if answer else None,
+        well_formed=_RESPONSE.fullmatch(completion) is not None,
+    )
+
+
+def wrap_think(text: str) -> str:
+    """`text` between think tags, as in a record's `process`."""
+    return f"{THINK_OPEN}{text}{THINK_CLOSE}"
+
+
+def wrap_answer(text: str) -> str:
+    """`text` between answer tags, as in a record's `solution`."""
+    return f"{ANSWER_OPEN}{text}{ANSWER_CLOSE}"

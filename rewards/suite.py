@@ -1,0 +1,168 @@
+"""The rewards of a run together: weights, gates, validation and the breakdown.
+
+total = sum over rewards of weight * 1[gate's raw score > 0] * raw score. Shapes: B groups, G completions per group.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from rewards.base import Reward, naming_failures
+from rewards.types import RewardBreakdown, RewardInput
+
+TOTAL = "total"
+"""Name of the sum in stored breakdowns and logs; no reward may take it."""
+
+GroupScores = tuple[float, ...]
+
+
+class RewardSuite:
+    """Scores groups of completions with several rewards.
+
+    Args:
+        rewards: at least one reward, in the order of logs and breakdowns. Names are unique; a gate and every required
+            name is another reward of the list.
+
+    Raises:
+        ValueError: the list is empty, a name is missing, taken twice or reserved, a weight is negative or not finite,
+            all weights are 0, a gate or a required reward is absent, or gates and requirements form a cycle.
+    """
+
+    def __init__(self, rewards: Sequence[Reward]) -> None:
+        _check_names(rewards)
+        _check_weights(rewards)
+        self.rewards = {reward.name: reward for reward in rewards}
+        self._order = _evaluation_order(self.rewards)
+
+    def score(self, groups: Sequence[RewardInput]) -> RewardBreakdown:
+        """Score B groups of G completions.
+
+        Returns:
+            The breakdown, float32 [B, G] on the CPU, rewards in the order of the configuration.
+
+        Raises:
+            ValueError: there are no groups, the groups differ in size, or a reward returned something other than one
+                finite number per completion.
+            RewardError: a reward raised an exception.
+        """
+        _check_groups(groups)
+        raw: dict[str, list[GroupScores]] = {}
+        seconds: dict[str, float] = {}
+        for name in self._order:
+            started = time.perf_counter()
+            raw[name] = self._raw_scores(self.rewards[name], groups, raw)
+            seconds[name] = time.perf_counter() - started
+        components = {name: torch.tensor(raw[name], dtype=torch.float32) for name in self.rewards}  # [B, G]
+        contributions = {name: self._contribution(reward, components) for name, reward in self.rewards.items()}
+        return RewardBreakdown(
+            total=torch.stack(tuple(contributions.values())).sum(dim=0),  # [B, G]
+            components=components,
+            contributions=contributions,
+            seconds={name: seconds[name] for name in self.rewards},
+        )
+
+    @staticmethod
+    def _raw_scores(
+        reward: Reward, groups: Sequence[RewardInput], raw: Mapping[str, Sequence[GroupScores]]
+    ) -> list[GroupScores]:
+        required = [{name: raw[name][row] for name in reward.requires} for row in range(len(groups))]
+        with naming_failures(reward, groups):
+            returned = reward.score_batch(groups, required)
+        if not isinstance(returned, Sequence | Tensor) or len(returned) != len(groups):
+            records = ", ".join(group.record_id for group in groups)
+            raise ValueError(
+                f"Reward {reward.name!r} on problem_id {records} returned {returned!r}; "
+                f"score_batch must return {len(groups)} rows, one per group."
+            )
+        return [_checked_scores(reward, group, scores) for group, scores in zip(groups, returned, strict=True)]
+
+    @staticmethod
+    def _contribution(reward: Reward, components: Mapping[str, Tensor]) -> Tensor:
+        contribution = reward.weight * components[reward.name]
+        if reward.gate is not None:
+            contribution = contribution * (components[reward.gate] > 0)
+        return contribution
+
+
+def _check_names(rewards: Sequence[Reward]) -> None:
+    if not rewards:
+        raise ValueError("The list of rewards is empty; give at least one, such as rewards.AccuracyReward.")
+    names = [reward.name for reward in rewards]
+    for reward in rewards:
+        if not reward.name:
+            raise ValueError(f"A {type(reward).__name__} has no name; set `name` on the class or in its init_args.")
+        if reward.name == TOTAL:
+            raise ValueError(f"A {type(reward).__name__} is named {TOTAL!r}, the name of the sum; choose another name.")
+        if names.count(reward.name) > 1:
+            raise ValueError(
+                f"{names.count(reward.name)} rewards are named {reward.name!r}; names must be unique. "
+                "Give each its own `name` in its init_args."
+            )
+
+
+def _check_weights(rewards: Sequence[Reward]) -> None:
+    for reward in rewards:
+        if not (math.isfinite(reward.weight) and reward.weight >= 0):
+            raise ValueError(
+                f"Reward {reward.name!r} has weight {reward.weight}; it must be finite and at least 0 "
+                "(0 only measures; a penalty is a reward that returns negative scores)."
+            )
+    if all(reward.weight == 0 for reward in rewards):
+        names = ", ".join(reward.name for reward in rewards)
+        raise ValueError(
+            f"All rewards ({names}) have weight 0, so nothing would be learnt; give at least one a positive weight."
+        )
+
+
+def _evaluation_order(rewards: Mapping[str, Reward]) -> tuple[str, ...]:
+    """Names so that every reward comes after its gate and after those that it requires."""
+    needs = {
+        name: (*reward.requires, *([] if reward.gate is None else [reward.gate])) for name, reward in rewards.items()
+    }
+    for name, needed_names in needs.items():
+        for needed in needed_names:
+            if needed not in rewards:
+                role = "is gated by" if needed == rewards[name].gate else "requires"
+                raise ValueError(
+                    f"Reward {name!r} {role} {needed!r}, which is not among the rewards ({', '.join(rewards)}); "
+                    "add it or name one of these."
+                )
+    try:
+        return tuple(TopologicalSorter(needs).static_order())
+    except CycleError as error:
+        raise ValueError(
+            f"Gates and required rewards form a cycle: {' -> '.join(error.args[1])}; remove one of these links."
+        ) from error
+
+
+def _check_groups(groups: Sequence[RewardInput]) -> None:
+    if not groups:
+        raise ValueError("There are no groups to score; give at least one.")
+    sizes = {len(group.completions) for group in groups}
+    if len(sizes) > 1 or 0 in sizes:
+        given = ", ".join(f"{group.record_id}: {len(group.completions)}" for group in groups)
+        raise ValueError(
+            "All groups must hold the same number of completions, at least 1; "
+            f"given per problem_id: {given}. Sample every group with one group_size."
+        )
+
+
+def _checked_scores(reward: Reward, group: RewardInput, scores: Sequence[float] | Tensor | None) -> GroupScores:
+    """G finite floats, or a ValueError that names the reward and the record."""
+    where = f"Reward {reward.name!r} on problem_id {group.record_id}"
+    if isinstance(scores, Tensor):
+        scores = scores.tolist()
+    expected = len(group.completions)
+    if not isinstance(scores, Sequence) or len(scores) != expected:
+        raise ValueError(f"{where} returned {scores!r}; it must return {expected} numbers, one per completion.")
+    for index, score in enumerate(scores):
+        if not isinstance(score, Real) or not math.isfinite(score):
+            raise ValueError(f"{where} returned {score!r} for completion {index}; scores must be finite numbers.")
+    return tuple(float(score) for score in scores)
