@@ -31,8 +31,8 @@ def group_relative_advantages(rewards: Tensor, scale: AdvantageScale = "group", 
     """
     if rewards.ndim != 2 or rewards.shape[1] < 2:
         raise ValueError(
-            f"rewards have shape {tuple(rewards.shape)}; a group-relative advantage needs [B, G] with G >= 2 completions "
-            "per prompt."
+            f"rewards have shape {tuple(rewards.shape)}; a group-relative advantage needs [B, G] with G >= 2 "
+            "completions per prompt."
         )
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     if scale == "group":

@@ -68,7 +68,7 @@ class _ChunkedTokenStatistics(torch.autograd.Function):
             normaliser[rows] = logits.logsumexp(dim=-1)
             logprobs[rows] = logits.gather(1, targets[rows, None]).squeeze(1) - normaliser[rows]
             is_top[rows] = logits.argmax(dim=-1) == targets[rows]
-            # H = logsumexp(z) - sum(softmax(z) * z)
+            # The entropy is the normaliser minus the mean logit.
             probabilities = (logits - normaliser[rows, None]).exp_()
             entropy[rows] = normaliser[rows] - probabilities.mul_(logits).sum(dim=-1)
         ctx.save_for_backward(hidden, weight, targets, normaliser)

@@ -34,7 +34,7 @@ def mrope_position_ids(
     Args:
         input_ids: int64 [B, L], one media token per merged patch.
         attention_mask: [B, L], 0 on padding (either side).
-        image_grid_thw: int64 [n, 3] patches of each image, in order of appearance over the rows; None if there are none.
+        image_grid_thw: int64 [n, 3] patches of each image, in order of appearance over the rows; None if none.
         video_grid_thw: int64 [m, 3] patches of each video, likewise.
         second_per_grid: float [m], seconds covered by one temporal patch of each video; None counts 1.
         image_token_id: token that stands for one merged image patch.

@@ -7,9 +7,9 @@ REWARDS = torch.tensor([[1.0, 0.0, 1.0, 0.0], [3.0, 1.0, 1.0, 1.0]])
 
 
 def test_group_scale():
-    # Row 0: mean 0.5, deviations +-0.5, variance 4 * 0.25 / 3 = 1/3, std 0.57735. Row 1: mean 1.5,
+    # Row 0: mean 0.5, deviations +-0.5, variance 4 * 0.25 / 3, std 0.57735, 0.5 / 0.57745 = 0.86588. Row 1: mean 1.5,
     # deviations 1.5, -0.5 (three times), variance (2.25 + 0.75) / 3 = 1, std 1.
-    expected = torch.tensor([[0.8659, -0.8659, 0.8659, -0.8659], [1.49985, -0.49995, -0.49995, -0.49995]])
+    expected = torch.tensor([[0.86588, -0.86588, 0.86588, -0.86588], [1.49985, -0.49995, -0.49995, -0.49995]])
     torch.testing.assert_close(group_relative_advantages(REWARDS), expected, atol=1e-5, rtol=0)
 
 
