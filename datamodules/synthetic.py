@@ -44,7 +44,7 @@ SLOTS = 4
 """A counted shape flashes in some of this many equal parts of the clip, at most once in each."""
 
 MANIFEST = "manifest.json"
-_GENERATOR = 1  # part of every manifest: raise it when the same arguments give other files
+_GENERATOR = 1  # part of every manifest: raise it when the same arguments come to give other files
 _STREAMS = {"sft": 0, "rl": 1, "eval": 2, "corpus": 3, "mixed": 4}  # one random stream each, so splits share no scene
 
 
@@ -194,7 +194,7 @@ def write_dataset(
                     bar.update()
                 _write_jsonl(folder / f"{split}.jsonl", records)
 
-    arguments = {"dataset": "demo", "generator": _GENERATOR, "seed": seed, "teacher_error": teacher_error, **counts}
+    arguments = {"dataset": "demo", "seed": seed, "teacher_error": teacher_error, **counts}
     publish_folder(output, arguments=arguments, build=build)
     return SyntheticDataset(data_root=output, **{split: output / f"{split}.jsonl" for split in counts})
 
@@ -216,13 +216,14 @@ def write_mixed_dataset(output: Path, *, seed: int, count: int) -> Path:
         rng = _stream(seed, "mixed")
         _write_jsonl(folder / "mixed.jsonl", [_mixed_record(rng, index, folder) for index in range(count)])
 
-    arguments = {"dataset": "mixed", "generator": _GENERATOR, "seed": seed, "count": count}
+    arguments = {"dataset": "mixed", "seed": seed, "count": count}
     publish_folder(output, arguments=arguments, build=build)
     return output / "mixed.jsonl"
 
 
 def corpus(seed: int = 0) -> Iterator[str]:
     """Prompts and targets in the shape that training sees, to train the tiny model's tokenizer on."""
+    yield "system\nYou are a helpful assistant."
     for question in questions(_stream(seed, "corpus"), 600):
         yield "user\n"
         yield "\n".join((question.problem, *question.options))
@@ -245,7 +246,7 @@ def publish_folder(output: Path, *, arguments: Mapping[str, Any], build: Callabl
         ValueError: `output` is a file, or holds something that was not generated here.
     """
     output = output.absolute()
-    arguments = json.loads(json.dumps(arguments))
+    arguments = json.loads(json.dumps({"generator": _GENERATOR, **arguments}))  # tuples become lists, as in the file
     if output.exists() and _generated_with(output) == arguments:
         return
     output.parent.mkdir(parents=True, exist_ok=True)
