@@ -1,0 +1,16 @@
+import pytest
+
+from rewards.normalize import parse_number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("42", 42.0), ("-2", -2.0), ("1,200", 1200.0), ("1,234,567.5", 1234567.5), ("1e3", 1000.0), (".5", 0.5)],
+)
+def test_numbers_are_read(text, number):
+    assert parse_number(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "five", "5 apples", "5%", "1/2", "1.2.3", "12:30", "nan", "inf", "-inf", "1e999"])
+def test_anything_else_is_none(text):
+    assert parse_number(text) is None
