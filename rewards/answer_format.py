@@ -11,8 +11,6 @@ from dataclasses import dataclass
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 
-_THINK = re.compile(f"{THINK_OPEN}(.*?){THINK_CLOSE}", re.DOTALL)
-_ANSWER = re.compile(f"{ANSWER_OPEN}(.*?){ANSWER_CLOSE}", re.DOTALL)
 _RESPONSE = re.compile(rf"{THINK_OPEN}.*?{THINK_CLOSE}\s*{ANSWER_OPEN}.*?{ANSWER_CLOSE}", re.DOTALL)
 
 
@@ -31,11 +29,9 @@ class ParsedResponse:
 
 def parse_response(completion: str) -> ParsedResponse:
     """Read the reasoning and the answer out of a completion, or out of a record's `process` or `solution`."""
-    think = _THINK.search(completion)
-    answer = _ANSWER.search(completion)
     return ParsedResponse(
-        think=think.group(1).strip() if think else None,
-        answer=answer.group(1).strip() if answer else None,
+        think=_first_element(completion, THINK_OPEN, THINK_CLOSE),
+        answer=_first_element(completion, ANSWER_OPEN, ANSWER_CLOSE),
         well_formed=_RESPONSE.fullmatch(completion) is not None,
     )
 
@@ -48,3 +44,10 @@ def wrap_think(text: str) -> str:
 def wrap_answer(text: str) -> str:
     """`text` between answer tags, as in a record's `solution`."""
     return f"{ANSWER_OPEN}{text}{ANSWER_CLOSE}"
+
+
+def _first_element(text: str, opening: str, closing: str) -> str | None:
+    # Finding takes linear time; searching for the regular expression is quadratic in a completion that loops on a tag.
+    start = text.find(opening)
+    end = text.find(closing, start + len(opening))
+    return None if start < 0 or end < 0 else text[start + len(opening) : end].strip()
