@@ -4,6 +4,7 @@
 VENV ?= .venv
 PYTHON3 ?= python3
 PYTHON := $(VENV)/bin/python
+PYTEST := $(PYTHON) -m pytest --timeout 300
 SEED ?= 0
 
 # The stamps carry a digest of the requirements, not a date: a fresh clone or a branch switch reinstalls nothing.
@@ -48,7 +49,6 @@ clean:  ## Remove caches and runs/; the environment stays
 	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # The tests' models are too small to gain from more threads, and two-process tests would fight over the cores.
-PYTEST := $(PYTHON) -m pytest --timeout 300
 test test-slow: export OMP_NUM_THREADS ?= 1
 
 $(BASE):
