@@ -1,0 +1,173 @@
+"""What a record of a data file must look like: one JSON object in, a `VideoRecord` or the reason against it out.
+
+`problem_id` int or str; `problem`; `data_type` video, image or text; `problem_type`; `solution` with answer tags;
+`path` relative to the data root (video, image). Optional: `options` (list of strings), `process` with think tags,
+`data_source`. Fields besides these are kept in `VideoRecord.extra`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from datamodules.types import DataType, VideoRecord
+from rewards.answer_format import parse_response, wrap_answer, wrap_think
+from rewards.types import ProblemType
+
+_KNOWN_FIELDS = frozenset(item.name for item in fields(VideoRecord)) - {"extra", "file", "line"}
+_DATA_TYPES = get_args(DataType)
+_PROBLEM_TYPES = tuple(item.value for item in ProblemType)
+_BYTE_ORDER_MARK = "\ufeff"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordProblem:
+    """A place of a data file that is not a valid record, and why."""
+
+    file: Path
+    line: int
+    """Line (JSONL, from 1) or element (JSON list, from 1)."""
+    problem_id: str | None
+    """None where it could not be read."""
+    message: str
+    """What was given, what is allowed, how to mend it."""
+
+    @property
+    def where(self) -> str:
+        """`file:line (problem_id ...)`, as `VideoRecord.where`."""
+        return f"{self.file}:{self.line} (problem_id {'unknown' if self.problem_id is None else self.problem_id})"
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}"
+
+
+def parse_record(raw: bytes, *, file: Path, line: int, require_process: bool) -> VideoRecord | RecordProblem:
+    """Validate one element of a data file.
+
+    Args:
+        raw: JSON in UTF-8.
+        file: where it comes from, for messages.
+        line: line or element number within the file.
+        require_process: a missing or untagged chain of thought is a problem.
+    """
+    problem_id = None
+    try:
+        data = _json_object(raw)
+        problem_id = _problem_id(data)
+        return VideoRecord(problem_id=problem_id, file=file, line=line, **_validated_fields(data, require_process))
+    except ValueError as error:
+        return RecordProblem(file=file, line=line, problem_id=problem_id, message=str(error))
+
+
+def _json_object(raw: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(raw.decode("utf-8").removeprefix(_BYTE_ORDER_MARK))
+    except ValueError as error:
+        raise ValueError(f"not valid JSON in UTF-8: {error}. Each element or line must be one record.") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"a record is an object {{...}}; given {type(data).__name__}: {str(data)[:60]!r}.")
+    return data
+
+
+def _problem_id(data: Mapping[str, Any]) -> str:
+    value = data.get("problem_id")
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        raise ValueError(f"problem_id is {_given(data, 'problem_id')}; it must be an integer or a non-empty string.")
+    return str(value)
+
+
+def _validated_fields(data: Mapping[str, Any], require_process: bool) -> dict[str, Any]:
+    """The keyword arguments of VideoRecord besides its id and place."""
+    media = _optional_text(data, "path")
+    data_type = data.get("data_type", None if media else "text")
+    _check_choice(data, "data_type", data_type, _DATA_TYPES)
+    _check_choice(data, "problem_type", data.get("problem_type"), _PROBLEM_TYPES)
+    return {
+        "problem": _text(data, "problem"),
+        "data_type": data_type,
+        "problem_type": ProblemType(data["problem_type"]),
+        "solution": _solution(data),
+        "process": _process(data, require_process),
+        "options": _options(data),
+        "path": _media(media, data_type),
+        "data_source": _optional_text(data, "data_source"),
+        "extra": {name: value for name, value in data.items() if name not in _KNOWN_FIELDS},
+    }
+
+
+def _given(data: Mapping[str, Any], name: str) -> str:
+    return repr(data[name])[:80] if name in data else "missing"
+
+
+def _check_choice(data: Mapping[str, Any], name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        choices = ", ".join(repr(choice) for choice in allowed)
+        raise ValueError(f"{name} is {_given(data, name)}; allowed: {choices}. Correct the field.")
+
+
+def _text(data: Mapping[str, Any], name: str) -> str:
+    value = data.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name} is {_given(data, name)}; it must be a non-empty string.")
+    return value
+
+
+def _optional_text(data: Mapping[str, Any], name: str) -> str | None:
+    value = data.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{name} is {_given(data, name)}; it must be a string, null or absent.")
+    return value or None
+
+
+def _solution(data: Mapping[str, Any]) -> str:
+    solution = _text(data, "solution")
+    if not parse_response(solution).answer:
+        raise ValueError(
+            f"solution is {_given(data, 'solution')}; it must hold the answer as {wrap_answer('...')!r}: "
+            "without the tags no completion could ever be right."
+        )
+    return solution
+
+
+def _process(data: Mapping[str, Any], required: bool) -> str | None:
+    process = _optional_text(data, "process")
+    if required and (process is None or not parse_response(process).think):
+        raise ValueError(
+            f"process is {_given(data, 'process')}; supervised fine-tuning needs {wrap_think('...')!r}. "
+            "Use a file with chains of thought, or leave the record out."
+        )
+    return process
+
+
+def _options(data: Mapping[str, Any]) -> tuple[str, ...]:
+    options = data.get("options")
+    if options is None:
+        return ()
+    if not isinstance(options, list) or not all(isinstance(option, str) and option.strip() for option in options):
+        raise ValueError(
+            f"options is {_given(data, 'options')}; it must be a list of non-empty strings such as 'A. red', "
+            "an empty list, null or absent."
+        )
+    return tuple(options)
+
+
+def _media(path: str | None, data_type: str) -> str | None:
+    """Check the path as text only: opening a file must not ask the disk about every media file."""
+    if (path is None) != (data_type == "text"):
+        raise ValueError(
+            f"path is {path!r} with data_type {data_type!r}; a video or an image needs a path, a text record has none."
+        )
+    if path is None:
+        return None
+    outside = f"{os.path.normpath(path)}/".startswith("../")
+    absolute = path.startswith(("/", "\\")) or path[1:2] == ":"
+    if outside or absolute or "\0" in path:
+        raise ValueError(
+            f"path is {path!r}; it must be relative to the data root and stay inside it ('./folder/clip.mp4'). "
+            "Set data_root to the folder that holds the media and make the path relative to it."
+        )
+    return path

@@ -1,0 +1,298 @@
+"""Data files as validated, lazily read sequences of `VideoRecord`.
+
+A file is a JSON list or JSON lines (told apart by the first character, not by the suffix). Opening it reads every
+record once and refuses the file when one is wrong; kept in memory are three integers per record. A record is then read
+from its place in the file when it is asked for, so that worker processes share nothing but the path.
+
+Media files are not touched here: whether they exist is found by `check data`, or when they are read.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import mmap
+import operator
+import os
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from datamodules.record_schema import RecordProblem, parse_record
+from datamodules.types import DataType, VideoRecord
+from rewards.types import ProblemType
+
+SHOWN_PROBLEMS = 20
+"""A refused file lists this many of its problems and counts the others."""
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# Everything up to the next bracket that is not inside a string; possessive, so that a file of any size needs no stack.
+_TO_BRACKET = re.compile(rb'(?:[^"{}\[\]]++|"(?:[^"\\]++|\\.)*+")*+([{}\[\]])', re.DOTALL)
+
+
+def scan(path: str | Path, *, require_process: bool = False) -> Iterator[VideoRecord | RecordProblem]:
+    """Read a data file once, front to back, and yield a record or a problem for each of its elements.
+
+    Args:
+        path: JSON list or JSON lines.
+        require_process: a record without a chain of thought is a problem (supervised fine-tuning).
+
+    Raises:
+        ValueError: the file does not exist.
+    """
+    for _, item in _scan_with_places(_existing_file(path), require_process):
+        yield item
+
+
+class RecordFile(Sequence[VideoRecord]):
+    """One data file as a sequence of records, read lazily; safe to pickle and to fork.
+
+    Args:
+        path: JSON list or JSON lines.
+        data_root: folder that the records' `path` is relative to.
+        require_process: refuse records without a chain of thought (supervised fine-tuning).
+
+    Raises:
+        ValueError: the file or the folder does not exist, the file holds no record, or some of its records are
+            invalid; all problems are counted and the first `SHOWN_PROBLEMS` listed.
+    """
+
+    def __init__(self, path: str | Path, data_root: str | Path, *, require_process: bool = False) -> None:
+        self.path = _existing_file(path)
+        self.data_root = _existing_folder(data_root)
+        self.require_process = require_process
+        self._stamp = _stamp(self.path.stat())
+        self._counts: Counter[tuple[DataType, ProblemType]] = Counter()
+        places, problems = array("q"), _Problems()
+        for place, item in _scan_with_places(self.path, require_process):
+            if isinstance(item, RecordProblem):
+                problems.add(str(item))
+            else:
+                places.extend(place)
+                self._counts[item.data_type, item.problem_type] += 1
+        problems.refuse(f"{self.path} is not a valid data file")
+        if not places:
+            raise ValueError(f"{self.path} holds no records. It must be a JSON list or JSON lines of records.")
+        self._places = np.frombuffer(places, dtype=np.int64).reshape(-1, 3)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> VideoRecord:
+        """Read record `index` from the file.
+
+        Raises:
+            ValueError: the file was changed after it was opened.
+        """
+        line, offset, size = (int(number) for number in self._places[_checked_index(index, len(self))])
+        # One open per record costs microseconds and leaves no handle that a fork would share.
+        with self.path.open("rb") as stream:
+            if _stamp(os.fstat(stream.fileno())) != self._stamp:
+                raise ValueError(
+                    f"{self.path} was changed while in use: its size or modification time is not that of opening. "
+                    "Start again with the changed file, or train on a copy that nobody edits."
+                )
+            stream.seek(offset)
+            raw = stream.read(size)
+        record = parse_record(raw, file=self.path, line=line, require_process=self.require_process)
+        assert isinstance(record, VideoRecord), f"valid at opening, invalid now: {record}"
+        return record
+
+    def problem_ids(self) -> Iterator[str]:
+        """The ids in file order; reads the file."""
+        return (record.problem_id for record in self)
+
+    def describe(self) -> str:
+        """`path: 3 records (2 video multiple choice, 1 image OCR)`."""
+        kinds = ", ".join(f"{count:,} {data} {kind}" for (data, kind), count in self._counts.most_common())
+        return f"{self.path}: {len(self):,} records ({kinds})"
+
+
+class RecordSet(Sequence[VideoRecord]):
+    """Several data files as one sequence, in the given order.
+
+    Problem ids are unique within a file only: published files number their records independently, and one question
+    may stand in two of them.
+
+    Args:
+        files: opened data files with the same data root.
+
+    Raises:
+        ValueError: no file, the same file twice, or files with different data roots.
+    """
+
+    def __init__(self, files: Sequence[RecordFile]) -> None:
+        if not files:
+            raise ValueError("A record set needs at least one data file; none was given.")
+        roots = sorted({str(file.data_root) for file in files})
+        if len(roots) > 1:
+            raise ValueError(f"All data files of a set share one data root; given: {', '.join(roots)}.")
+        repeated = [str(path) for path, count in Counter(file.path.resolve() for file in files).items() if count > 1]
+        if repeated:
+            raise ValueError(f"Given more than once: {', '.join(repeated)}. Name each data file once.")
+        self.files = tuple(files)
+        self.data_root = files[0].data_root
+        self._ends = list(itertools.accumulate(len(file) for file in files))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> VideoRecord:
+        index = _checked_index(index, len(self))
+        number = bisect.bisect_right(self._ends, index)
+        return self.files[number][index - (self._ends[number - 1] if number else 0)]
+
+    def problem_ids(self) -> Iterator[str]:
+        """The ids in order; reads the files."""
+        return itertools.chain.from_iterable(file.problem_ids() for file in self.files)
+
+    def describe(self) -> str:
+        """One line per file."""
+        return "\n".join(file.describe() for file in self.files)
+
+
+def open_records(paths: Sequence[str | Path], data_root: str | Path, *, require_process: bool = False) -> RecordSet:
+    """Open data files as one set; arguments and errors as `RecordFile` and `RecordSet`."""
+    return RecordSet([RecordFile(path, data_root, require_process=require_process) for path in paths])
+
+
+def media_path(record: VideoRecord, data_root: str | Path) -> Path:
+    """The record's media file below the data root, with symbolic links resolved.
+
+    Raises:
+        ValueError: the record has no media, the file is missing, or a link leads out of the data root.
+    """
+    if record.path is None:
+        raise ValueError(f"{record.where}: a text record has no media file.")
+    root = Path(data_root).resolve()
+    path = (root / record.path).resolve()
+    if not path.is_relative_to(root):
+        raise ValueError(
+            f"{record.where}: path {record.path!r} leads through a symbolic link to {path}, outside the data root "
+            f"{root}. Media must lie below the data root: move them there, or set data_root to a folder above both."
+        )
+    if not path.is_file():
+        raise ValueError(
+            f"{record.where}: media file {path} does not exist (path {record.path!r}, data root {root}). "
+            "Set data_root to the folder that the paths are relative to, or fetch the missing file."
+        )
+    return path
+
+
+class _Problems:
+    """Counts problems and keeps the first few."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.shown: list[str] = []
+
+    def add(self, problem: str) -> None:
+        self.count += 1
+        if len(self.shown) < SHOWN_PROBLEMS:
+            self.shown.append(problem)
+
+    def refuse(self, title: str) -> None:
+        if self.count:
+            more = f"\n  and {self.count - len(self.shown):,} more" if self.count > len(self.shown) else ""
+            raise ValueError(f"{title}: {self.count:,} problem(s).\n  " + "\n  ".join(self.shown) + more)
+
+
+def _scan_with_places(
+    path: Path, require_process: bool
+) -> Iterator[tuple[tuple[int, int, int], VideoRecord | RecordProblem]]:
+    """Yield ((line, offset, size), record or problem); a repeated problem id is a problem."""
+    first_lines: dict[str, int] = {}
+    for line, offset, raw in _elements(path):
+        item = (
+            raw
+            if isinstance(raw, RecordProblem)
+            else parse_record(raw, file=path, line=line, require_process=require_process)
+        )
+        if isinstance(item, VideoRecord) and first_lines.setdefault(item.problem_id, line) != line:
+            first = first_lines[item.problem_id]
+            message = f"problem_id stands at {first} already. Ids are unique in a file: remove or renumber one."
+            item = RecordProblem(file=path, line=line, problem_id=item.problem_id, message=message)
+        yield (line, offset, 0 if isinstance(raw, RecordProblem) else len(raw)), item
+
+
+def _elements(path: Path) -> Iterator[tuple[int, int, bytes | RecordProblem]]:
+    """Yield (line, offset, bytes of one record or a problem of the file's structure)."""
+    with path.open("rb") as stream:
+        head = stream.read(4096)
+        content = head.removeprefix(_BYTE_ORDER_MARK).lstrip()
+        if content.startswith(b"["):
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
+                yield from _list_elements(path, text, len(head) - len(content) + 1)
+            return
+        stream.seek(0)
+        offset = 0
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield number, offset, line
+            offset += len(line)
+
+
+def _list_elements(path: Path, text: mmap.mmap, start: int) -> Iterator[tuple[int, int, bytes | RecordProblem]]:
+    """Find a JSON list's elements by counting brackets, so that one broken element does not hide the others."""
+    number, depth, begin, end, position = 0, 0, start, start, start
+
+    def structure(message: str) -> tuple[int, int, RecordProblem]:
+        return number + 1, end, RecordProblem(file=path, line=number + 1, problem_id=None, message=message)
+
+    while match := _TO_BRACKET.match(text, position):
+        position = match.end()
+        opening = match[1] in b"{["
+        if depth == 0:
+            begin = match.start(1)
+            between, expected = text[end:begin].strip(), b"," if opening and number else b""
+            if between != expected:
+                given = between[:60].decode("utf-8", "backslashreplace")
+                yield structure(
+                    f"{given!r} stands between two records of the list, where {expected.decode()!r} belongs."
+                )
+        if opening:
+            depth += 1
+            continue
+        depth -= 1
+        if depth < 0:
+            if text[position:].strip():
+                yield structure("text follows the end of the list. A file is one JSON list, or one record per line.")
+            return
+        if depth == 0:
+            number, end = number + 1, position
+            yield number, begin, text[begin:end]
+    yield structure(
+        "the list never ends: the file is cut off, or a quotation mark or bracket is missing here or later."
+    )
+
+
+def _existing_file(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"Data file {path} is not a file (looked from {Path.cwd()}).")
+    return path
+
+
+def _existing_folder(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(
+            f"data_root {path} is not a folder (looked from {Path.cwd()}). "
+            "It is the folder that the `path` of the records is relative to."
+        )
+    return path
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
+
+
+def _checked_index(index: int, length: int) -> int:
+    index = operator.index(index)
+    if not -length <= index < length:
+        raise IndexError(f"record {index} of {length}")
+    return index % length

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from datamodules.record_schema import RecordProblem, parse_record
+from datamodules.types import VideoRecord
+from rewards.types import ProblemType
+
+VALID = {
+    "problem_id": 7,
+    "problem": "Which color appears first?",
+    "data_type": "video",
+    "problem_type": "multiple choice",
+    "options": ["A. red", "B. green"],
+    "solution": "<answer>A</answer>",
+    "path": "./clips/7.mp4",
+}
+
+
+def parsed(require_process: bool = False, **changes: object) -> VideoRecord | RecordProblem:
+    data = {name: value for name, value in {**VALID, **changes}.items() if value is not ...}
+    raw = json.dumps(data).encode()
+    return parse_record(raw, file=Path("data.jsonl"), line=3, require_process=require_process)
+
+
+def test_fields_are_kept_and_unknown_ones_go_to_extra():
+    record = parsed(data_source="NeXT-QA", process="<think>red</think>", original_question_type="order", start=1.5)
+    assert record == VideoRecord(
+        problem_id="7",
+        problem="Which color appears first?",
+        data_type="video",
+        problem_type=ProblemType.MULTIPLE_CHOICE,
+        solution="<answer>A</answer>",
+        process="<think>red</think>",
+        options=("A. red", "B. green"),
+        path="./clips/7.mp4",
+        data_source="NeXT-QA",
+        extra={"original_question_type": "order", "start": 1.5},
+        file=Path("data.jsonl"),
+        line=3,
+    )
+
+
+@pytest.mark.parametrize("options", [None, [], ...])
+def test_options_may_be_null_empty_or_absent(options):
+    assert parsed(options=options).options == ()
+
+
+@pytest.mark.parametrize("problem_type", ["multiple choice", "numerical", "OCR", "free-form", "regression"])
+def test_every_problem_type_is_accepted(problem_type):
+    assert parsed(problem_type=problem_type).problem_type.value == problem_type
+
+
+@pytest.mark.parametrize("changes", [{"data_type": "text"}, {"data_type": ...}])
+def test_a_text_record_has_no_path(changes):
+    record = parsed(path=..., **changes)
+    assert (record.data_type, record.path) == ("text", None)
+
+
+@pytest.mark.parametrize("path", ["clip.mp4", "./a/../b/clip.mp4", "a/..b/clip.mp4", "..clip.mp4"])
+def test_paths_inside_the_root_are_accepted_as_they_are(path):
+    assert parsed(path=path).path == path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"problem_id": ...}, "problem_id is missing; it must be an integer or a non-empty string"),
+        ({"problem_id": True}, "problem_id is True"),
+        ({"problem_id": ""}, "problem_id is ''"),
+        ({"problem_id": 1.5}, "problem_id is 1.5"),
+        ({"problem": " "}, "problem is ' '; it must be a non-empty string"),
+        ({"problem": ...}, "problem is missing"),
+        ({"data_type": "audio"}, "data_type is 'audio'; allowed: 'video', 'image', 'text'"),
+        ({"data_type": ...}, "data_type is missing; allowed"),
+        (
+            {"problem_type": "multi choice"},
+            "problem_type is 'multi choice'; allowed: 'multiple choice', 'numerical', 'OCR', 'free-form', 'regression'",
+        ),
+        ({"problem_type": ...}, "problem_type is missing"),
+        ({"problem_type": ["OCR"]}, "problem_type is ['OCR']"),
+        ({"solution": "A"}, "solution is 'A'; it must hold the answer as '<answer>...</answer>'"),
+        ({"solution": "<answer> </answer>"}, "solution is '<answer> </answer>'"),
+        ({"solution": ...}, "solution is missing"),
+        ({"options": "A. red"}, "options is 'A. red'; it must be a list"),
+        ({"options": ["A. red", ""]}, "options is ['A. red', '']"),
+        ({"options": {"A": "red"}}, "options is {'A': 'red'}"),
+        ({"process": 1}, "process is 1; it must be a string, null or absent"),
+        ({"data_source": 1}, "data_source is 1"),
+        ({"path": ...}, "path is None with data_type 'video'"),
+        ({"path": ""}, "path is None with data_type 'video'"),
+        ({"data_type": "text"}, "path is './clips/7.mp4' with data_type 'text'"),
+        ({"path": "/data/7.mp4"}, "path is '/data/7.mp4'; it must be relative to the data root"),
+        ({"path": "../7.mp4"}, "path is '../7.mp4'; it must be relative to the data root and stay inside it"),
+        ({"path": "a/../../7.mp4"}, "path is 'a/../../7.mp4'"),
+        ({"path": ".."}, "path is '..'"),
+        ({"path": "C:\\clips\\7.mp4"}, "it must be relative to the data root"),
+        ({"path": "a\0b"}, "it must be relative to the data root"),
+    ],
+)
+def test_an_invalid_field_is_named_with_what_was_given_and_what_is_allowed(changes, message):
+    problem = parsed(**changes)
+    assert isinstance(problem, RecordProblem)
+    assert message in problem.message
+    assert problem.where == f"data.jsonl:3 (problem_id {'unknown' if 'problem_id' in changes else 7})"
+    assert str(problem) == f"{problem.where}: {problem.message}"
+
+
+@pytest.mark.parametrize("process", [..., None, "", "no tags", "<think>never closed", "<think></think>"])
+def test_process_is_required_where_asked_for(process):
+    problem = parsed(require_process=True, process=process)
+    assert isinstance(problem, RecordProblem)
+    assert "supervised fine-tuning needs '<think>...</think>'" in problem.message
+    assert isinstance(parsed(process=process), VideoRecord)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b'{"problem_id": 7,,}', "not valid JSON in UTF-8"),
+        (b'{"problem": "\xff"}', "not valid JSON in UTF-8: 'utf-8' codec can't decode"),
+        (b"[1, 2]", "a record is an object {...}; given list: '[1, 2]'"),
+    ],
+)
+def test_what_is_no_json_object_is_a_problem(raw, message):
+    problem = parse_record(raw, file=Path("data.jsonl"), line=3, require_process=False)
+    assert isinstance(problem, RecordProblem)
+    assert message in problem.message
