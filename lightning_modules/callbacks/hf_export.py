@@ -1,0 +1,96 @@
+"""Leaves a Hugging Face folder behind when training ends, ready for `from_pretrained`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+
+_EXPORT_MARKS = ("config.json", "adapter_config.json")
+
+
+class HFExport(Callback):
+    """Calls the module's `export_pretrained(path)` when training has ended, on all ranks with the same empty folder.
+
+    The export is made next to its final place and renamed, so the final folder is always a complete export: the new
+    one, or the former one when something fails. An interrupted fit and a fast_dev_run export nothing.
+    """
+
+    def __init__(self, output: str | None = None) -> None:
+        """
+        Args:
+            output: folder to write, relative to the working directory; an earlier export in it is replaced.
+                Default: `model` in the trainer's `default_root_dir`.
+        """
+        super().__init__()
+        self.output = output
+        self._exported = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Finds before training what would fail after it.
+
+        Raises:
+            ValueError: the module cannot export, or the folder holds something else than an export.
+        """
+        if stage != TrainerFn.FITTING:
+            return
+        if not callable(getattr(pl_module, "export_pretrained", None)):
+            raise ValueError(
+                f"HFExport needs a module with export_pretrained(path); {type(pl_module).__name__} has none. "
+                "Remove the callback or add the method."
+            )
+        folder = self._folder(trainer)
+        if folder.exists() and not _replaceable(folder):
+            raise ValueError(
+                f"HFExport would replace {folder}, which is not a model folder (it holds none of "
+                f"{', '.join(_EXPORT_MARKS)}). Choose another HFExport.output or empty it."
+            )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not on_fit_end: by then the strategy has moved the parameters to the CPU, where shards cannot be gathered.
+        if trainer.fast_dev_run:
+            rank_zero_info("HFExport exports nothing in a fast_dev_run.")
+            return
+        folder = self._folder(trainer)
+        partial = folder.with_name(f".{folder.name}.partial")
+        if trainer.is_global_zero:
+            if partial.exists():
+                shutil.rmtree(partial)
+            partial.mkdir(parents=True)
+        trainer.strategy.barrier("export folder made")
+        pl_module.export_pretrained(partial)
+        trainer.strategy.barrier("export written")
+        if trainer.is_global_zero:
+            _swap(partial, folder)
+        trainer.strategy.barrier("export in place")
+        self._exported = True
+        rank_zero_info(f"Model exported to {folder}")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not self._exported:
+            rank_zero_info("HFExport: the fit did not finish, so no model was exported.")
+
+    def _folder(self, trainer: pl.Trainer) -> Path:
+        return Path(self.output if self.output is not None else Path(trainer.default_root_dir) / "model").resolve()
+
+
+def _replaceable(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    return not any(folder.iterdir()) or any((folder / mark).is_file() for mark in _EXPORT_MARKS)
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """`new` takes the place of `folder`; a former export is removed only after that."""
+    former = folder.with_name(f".{folder.name}.former")
+    if former.exists():
+        shutil.rmtree(former)
+    if folder.exists():
+        folder.rename(former)
+    new.rename(folder)
+    if former.exists():
+        shutil.rmtree(former)
