@@ -33,9 +33,16 @@ def our_sources() -> list[Path]:
 
 
 IMPORT_ALL = """
-import importlib, sys
-for name in {blocked!r}:
+import importlib, importlib.metadata, sys
+blocked = {blocked!r}
+for name in blocked:
     sys.modules[name] = None  # `import name` raises, `find_spec(name)` answers None
+
+# Libraries that ask the installed distributions instead of importing must not find them either.
+discover = importlib.metadata.Distribution.discover
+importlib.metadata.Distribution.discover = lambda **which: (
+    found for found in discover(**which) if found.name.replace("-", "_") not in blocked
+)
 import torch
 
 def global_state():
