@@ -64,6 +64,7 @@ def plot_curves(sft_dir: Path, grpo_dir: Path, output: Path, chance: float, *, t
 
     figure = Figure(figsize=(15, 4.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(wspace=0.05)
     loss_axes, reward_axes, accuracy_axes = figure.subplots(1, 3)
     _draw_loss(loss_axes, loss)
     _draw_rewards(reward_axes, reward, _components(grpo))
@@ -106,7 +107,7 @@ def _draw_rewards(axes: Axes, reward: Curve, components: dict[str, Curve]) -> No
     for (name, curve), color in zip(components.items(), _palette(len(components)), strict=True):
         _draw_smoothed(axes, curve, color, name, width=1.6)
     _draw_smoothed(axes, reward, INK, "total", width=2.6)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="best")
 
 
 def _draw_accuracy(axes: Axes, sft: Curve, grpo: Curve, chance: float) -> None:
@@ -138,11 +139,12 @@ def _draw_smoothed(axes: Axes, curve: Curve, color: str, label: str, width: floa
     """The values faintly, and their moving average over a twenty-fifth of the run."""
     steps, values = zip(*curve, strict=True)
     window = max(len(values) // 25, 1)
-    if window > 1:
-        axes.plot(steps, values, color=color, alpha=0.25, linewidth=1)
+    axes.plot(steps, values, color=color, alpha=0.25, linewidth=1)
     axes.plot(steps, _moving_average(values, window), color=color, linewidth=width, label=label)
 
 
 def _moving_average(values: Sequence[float], window: int) -> list[float]:
-    """Mean over up to `window` values that end at each one."""
-    return [sum(values[max(end - window, 0) : end]) / (end - max(end - window, 0)) for end in range(1, len(values) + 1)]
+    """Mean over the values at most `window // 2` places away from each one."""
+    reach = window // 2
+    neighbours = [values[max(place - reach, 0) : place + reach + 1] for place in range(len(values))]
+    return [sum(near) / len(near) for near in neighbours]

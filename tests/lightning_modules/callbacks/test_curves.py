@@ -6,7 +6,7 @@ import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
-from lightning_modules.callbacks.curves import plot_curves, read_scalars
+from lightning_modules.callbacks.curves import _moving_average, plot_curves, read_scalars
 
 
 def write_run(folder: Path, scalars: dict[str, list[tuple[int, float]]]) -> Path:
@@ -72,3 +72,9 @@ def test_missing_tag_is_named_with_those_present(tmp_path: Path, stage: str, tag
 def test_chance_outside_zero_to_one_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="chance is 25"):
         plot_curves(tmp_path, tmp_path, tmp_path / "curves.png", 25)
+
+
+def test_smoothing_is_centred():
+    # Window 3 reaches one place to each side: (0+3)/2, (0+3+6)/3, (3+6+0)/3, (6+0)/2; window 1 changes nothing.
+    assert _moving_average([0.0, 3.0, 6.0, 0.0], 3) == [1.5, 3.0, 3.0, 3.0]
+    assert _moving_average([0.0, 3.0], 1) == [0.0, 3.0]

@@ -20,11 +20,16 @@ class Exporter(pl.LightningModule):
         self.interruption = interruption
         self.failure = failure
         self.exported_to: Path | None = None
+        self.exported_in_time = False
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         if self.interruption is not None:
             raise self.interruption
         return self.layer(batch).sum()
+
+    def on_train_end(self) -> None:
+        # Callbacks come before the module; after this hook the strategy takes the model apart.
+        self.exported_in_time = self.exported_to is not None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -48,6 +53,7 @@ def fit(module: pl.LightningModule, tmp_path: Path, callback: HFExport, **argume
         max_epochs=1,
         callbacks=[callback],
         logger=False,
+        log_every_n_steps=1,
         default_root_dir=tmp_path,
         enable_progress_bar=False,
         enable_checkpointing=False,
@@ -70,6 +76,7 @@ def test_default_folder_is_made_and_announced(tmp_path: Path, caplog: pytest.Log
     with caplog.at_level("INFO"):
         fit(module, tmp_path, HFExport())
     assert (tmp_path / "model" / "model.safetensors").read_text() == "new"
+    assert module.exported_in_time
     assert module.exported_to.parent == tmp_path
     assert module.exported_to != tmp_path / "model"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

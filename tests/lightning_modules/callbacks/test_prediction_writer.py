@@ -95,22 +95,31 @@ def test_failed_run_leaves_finished_batches_and_the_former_file(tmp_path: Path, 
     assert "rows.jsonl.partial" in caplog.text
 
 
-def test_batch_is_on_the_disk_before_the_next_one(tmp_path: Path):
-    seen = []
+def test_batch_is_on_the_disk_before_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen, synced = [], []
+    monkeypatch.setattr("os.fsync", synced.append)
 
     class Watcher(Answerer):
         def predict_step(self, batch: torch.Tensor, batch_idx: int) -> list[dict]:
-            seen.append(len(rows(tmp_path / "rows.jsonl.partial")))
+            seen.append((len(rows(tmp_path / "rows.jsonl.partial")), len(synced)))
             return super().predict_step(batch, batch_idx)
 
     quiet_trainer(PredictionWriter(str(tmp_path / "rows.jsonl")), tmp_path).predict(Watcher(), numbers(6))
-    assert seen == [0, 2, 4]
+    # (rows readable, files synced) before each batch of two.
+    assert seen == [(0, 0), (2, 1), (4, 2)]
 
 
-def test_sanity_check_of_a_fit_writes_nothing(tmp_path: Path):
+def test_validation_of_a_fit_is_written_but_not_its_sanity_check(tmp_path: Path):
     output = tmp_path / "rows.jsonl"
-    trainer = quiet_trainer(PredictionWriter(str(output)), tmp_path, num_sanity_val_steps=2)
-    trainer.fit(Answerer(fails_at=None), numbers(2), numbers(3))
+    written_before_training = []
+
+    class Watcher(Answerer):
+        def on_train_start(self) -> None:
+            written_before_training.extend(tmp_path.iterdir())
+
+    trainer = quiet_trainer(PredictionWriter(str(output)), tmp_path, num_sanity_val_steps=2, log_every_n_steps=1)
+    trainer.fit(Watcher(), numbers(2), numbers(3))
+    assert written_before_training == []
     assert [row["output"] for row in rows(output)] == [0, 1, 4]
 
 

@@ -182,6 +182,13 @@ def test_escaped_text_renders_to_itself():
     assert unescape(body.replace("<br>", "").replace("<br />", "")).replace("\xa0", " ") == text
 
 
+def test_indented_paragraph_is_no_code_block():
+    # Four spaces after an empty line would start a block of code, which TensorBoard does not wrap.
+    html = markdown_to_safe_html(escaped("a\n\n    b"))
+    assert "<code>" not in html
+    assert unescape(html).endswith("<p>\xa0\xa0\xa0\xa0b</p>")
+
+
 def test_markdown_holds_every_completion_with_raw_and_counted_scores():
     text = rollout_markdown(scored_rollouts(1, "q1"), 0)
     html = unescape(markdown_to_safe_html(text))
