@@ -88,20 +88,35 @@ def plan_frames(total_frames: int, fps: float, height: int, width: int, profile:
     Raises:
         ValueError: no frames, no frame rate, or a side more than 200 times the other.
     """
-    if total_frames < 1:
-        raise ValueError(f"The clip has {total_frames} frames; at least 1 is needed. Check or re-encode the file.")
+    indices = frame_indices(total_frames, profile)
     if not (fps > 0 and math.isfinite(fps)):
         raise ValueError(f"The clip's frame rate is {fps}; it must be a positive number. Re-encode the file.")
-    patch = profile.temporal_patch_size
-    count = max(min(profile.num_frames, total_frames) // patch, 1) * patch
     ceiling = max(profile.max_pixels, int(profile.min_pixels * MIN_BUDGET_SLACK))
     planned_height, planned_width = _fit(height, width, profile.grid, profile.min_pixels, ceiling)
     return FramePlan(
-        indices=_spread(total_frames, count),
+        indices=indices,
         height=planned_height,
         width=planned_width,
-        sample_fps=count / total_frames * fps,
+        sample_fps=len(indices) / total_frames * fps,
     )
+
+
+def frame_indices(total_frames: int, profile: SamplingProfile) -> tuple[int, ...]:
+    """The frame numbers of `plan_frames`, which do not depend on size and rate.
+
+    Exact fractions, rounded half to even: the reference's 32-bit floats agree below about 100,000 frames and drift
+    beyond.
+
+    Raises:
+        ValueError: the clip has no frames.
+    """
+    if total_frames < 1:
+        raise ValueError(f"The clip has {total_frames} frames; at least 1 is needed. Check or re-encode the file.")
+    patch = profile.temporal_patch_size
+    count = max(min(profile.num_frames, total_frames) // patch, 1) * patch
+    if count == 1:
+        return (0,)
+    return tuple(round(Fraction(k * (total_frames - 1), count - 1)) for k in range(count))
 
 
 def plan_image_size(height: int, width: int, profile: SamplingProfile) -> tuple[int, int]:
@@ -111,16 +126,6 @@ def plan_image_size(height: int, width: int, profile: SamplingProfile) -> tuple[
         ValueError: a side is more than 200 times the other.
     """
     return _fit(height, width, profile.grid, profile.image_min_pixels, profile.image_max_pixels)
-
-
-def _spread(total: int, count: int) -> tuple[int, ...]:
-    """`count` frame numbers from 0 to total - 1, evenly spread, rounded half to even.
-
-    Exact fractions: the reference's 32-bit floats agree below about 100,000 frames and drift beyond.
-    """
-    if count == 1:
-        return (0,)
-    return tuple(round(Fraction(k * (total - 1), count - 1)) for k in range(count))
 
 
 def _fit(height: int, width: int, grid: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
