@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -222,13 +222,20 @@ def write_mixed_dataset(output: Path, *, seed: int, count: int) -> Path:
 
 
 def corpus(seed: int = 0) -> Iterator[str]:
-    """Prompts and targets in the shape that training sees, to train the tiny model's tokenizer on."""
+    """Prompts and targets as training sees them, cut into pieces, to train the tiny model's tokenizer on.
+
+    Answers stand apart from their tags: Qwen's splitting rule joins a letter to the ">" before it, and a token
+    ">A" would hide from the model that the answer is the letter of an option.
+    """
     yield "system\nYou are a helpful assistant."
+    for color in COLORS:
+        yield from (f" a {color} {shape}." for shape in get_args(Shape))
     for question in questions(_stream(seed, "corpus"), 600):
         yield "user\n"
         yield "\n".join((question.problem, *question.options))
         yield "assistant\n"
-        yield f"{question.process}\n{question.solution}"
+        yield f"{question.process}\n<answer>"
+        yield "</answer>"
 
 
 def publish_folder(output: Path, *, arguments: Mapping[str, Any], build: Callable[[Path], None]) -> None:
