@@ -1,7 +1,6 @@
 """Generated data: what is drawn is what is asked, the teacher errs as announced, folders are complete or absent."""
 
 import json
-import os
 import re
 from collections import Counter
 
@@ -164,7 +163,7 @@ def test_same_arguments_keep_the_folder_and_other_arguments_replace_it(tmp_path)
     write_dataset(root, **SMALL | {"seed": 4, "sft_clips": 2})
     assert len(read(first.sft)) == 2
     assert len(list((root / "clips").iterdir())) == 2 + 4 + 4
-    assert os.listdir(tmp_path) == ["data"]
+    assert list(tmp_path.iterdir()) == [root]
 
 
 def test_same_seed_gives_the_same_files(small, tmp_path):
