@@ -1,0 +1,136 @@
+"""What the checks of the data found, and how it is printed."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rewards.types import ProblemType
+
+SHOWN_PER_KIND = 20
+"""A rendered report shows this many findings of a kind and counts the others."""
+SHOWN_LARGEST = 5
+_QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One fault."""
+
+    kind: str
+    """Heading under which the report lists it."""
+    where: str
+    """`file:line (problem_id ...)`."""
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSize:
+    """Tokens of one record's prompt."""
+
+    where: str
+    vision: int
+    """Tokens of the video or image after spatial merging; 0 for text."""
+    text: int
+    """Every other token; 0 where no counter was given."""
+
+    @property
+    def total(self) -> int:
+        return self.vision + self.text
+
+
+@dataclass(kw_only=True)
+class DataReport:
+    """What `check_data` found."""
+
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(data type, problem type) -> valid records."""
+    sizes: list[PromptSize] = field(default_factory=list)
+    """Of the records whose media were looked at and are sound."""
+    problems: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """No problem, and at least one valid record."""
+        return not self.problems and self.counts.total() > 0
+
+    def render(self) -> str:
+        """Plain text: counts, token quantiles, largest prompts, problems."""
+        lines = [f"{self.counts.total():,} valid records, media of {len(self.sizes):,} checked and sound"]
+        lines += _table([(*kind, f"{count:,}") for kind, count in sorted(self.counts.items())])
+        if self.sizes:
+            lines += ["", "tokens per prompt", *_table(self._quantiles()), "", "largest prompts"]
+            largest = heapq.nlargest(SHOWN_LARGEST, self.sizes, key=lambda size: size.total)
+            lines += _table([(f"{size.total:,}", size.where) for size in largest])
+        return "\n".join([*lines, "", *_rendered_findings("problems", self.problems)])
+
+    def _quantiles(self) -> list[tuple[str, ...]]:
+        rows = [("", "min", "50%", "90%", "99%", "max")]
+        for name in ("vision", "text", "total"):
+            values = [getattr(size, name) for size in self.sizes]
+            levels = np.quantile(values, _QUANTILES, method="higher")
+            rows.append((name, *(f"{int(level):,}" for level in levels)))
+        return rows
+
+
+@dataclass(kw_only=True)
+class RewardReport:
+    """What `check_rewards` found about the records' own answers."""
+
+    means: Mapping[ProblemType, Mapping[str, float]]
+    """Problem type -> reward name -> mean raw score of the gold answers."""
+    counts: Counter[ProblemType]
+    """Scored records."""
+    below_one: list[Finding]
+    """Gold answers with an accuracy above 0 and below 1. ROUGE gives an exact one-word answer 2/3."""
+    problems: list[Finding]
+    """Gold answers with accuracy 0, that cannot be scored, or that are none of the options."""
+
+    @property
+    def ok(self) -> bool:
+        """No problem, and at least one record scored."""
+        return not self.problems and self.counts.total() > 0
+
+    def render(self) -> str:
+        """Plain text: mean scores by problem type, then the answers below 1 and the problems."""
+        names = list(dict.fromkeys(name for scores in self.means.values() for name in scores))
+        rows = [("problem type", "records", *names)]
+        for kind, scores in self.means.items():
+            rows.append((kind.value, f"{self.counts[kind]:,}", *(f"{scores[name]:.3f}" for name in names)))
+        return "\n".join(
+            [
+                f"scores of {self.counts.total():,} gold answers",
+                *_table(rows),
+                "",
+                *_rendered_findings("gold answers with an accuracy below 1", self.below_one),
+                "",
+                *_rendered_findings("problems", self.problems),
+            ]
+        )
+
+
+def _rendered_findings(title: str, findings: Sequence[Finding]) -> list[str]:
+    if not findings:
+        return [f"{title}: none"]
+    lines = [f"{title}: {len(findings):,}"]
+    for kind, count in Counter(finding.kind for finding in findings).most_common():
+        lines.append(f"  {kind} ({count:,})")
+        shown = [finding for finding in findings if finding.kind == kind][:SHOWN_PER_KIND]
+        lines += [f"    {finding.where}: {finding.message}" for finding in shown]
+        if count > len(shown):
+            lines.append(f"    and {count - len(shown):,} more")
+    return lines
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Indented columns; numbers to the right, all else to the left."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+
+    def aligned(cell: str, width: int) -> str:
+        return cell.rjust(width) if cell[:1].isdigit() else cell.ljust(width)
+
+    return ["  " + "  ".join(map(aligned, row, widths)).rstrip() for row in rows]
