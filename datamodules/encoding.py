@@ -1,0 +1,168 @@
+"""From a record and its clip to token ids and vision patches.
+
+Shapes: P prompt tokens, F frames, N vision patches, D values per patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from datamodules.prompts import PromptTemplate
+from datamodules.types import EncodedPrompt, VideoClip, VideoRecord, VisionInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchLayout:
+    """How the vision tower cuts frames into patches."""
+
+    patch_size: int = 14
+    merge_size: int = 2
+    """Patches merged along each side into one token."""
+    temporal_patch_size: int = 2
+    """Frames per patch."""
+
+
+def patchify(frames: Tensor, layout: PatchLayout) -> tuple[Tensor, Tensor]:
+    """Cut frames into the patch order of Qwen2-VL: windows of merge_size x merge_size patches stay together.
+
+    Args:
+        frames: [F, 3, H, W]; H and W multiples of patch_size * merge_size. The last frame is repeated to fill a
+            temporal patch, which is how an image becomes one.
+        layout: patch sizes.
+
+    Returns:
+        patches [N, D] of the frames' dtype and grid_thw int64 [3].
+    """
+    missing = -frames.shape[0] % layout.temporal_patch_size
+    if missing:
+        frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
+    count, channels, height, width = frames.shape
+    side = layout.patch_size * layout.merge_size
+    assert height % side == 0 and width % side == 0, f"{height}x{width} is not a multiple of {side}"
+    t, y, x = count // layout.temporal_patch_size, height // side, width // side
+    merge, patch = layout.merge_size, layout.patch_size
+    blocks = frames.reshape(t, layout.temporal_patch_size, channels, y, merge, patch, x, merge, patch)
+    # -> time, window row, window column, patch row, patch column | channel, frame, pixel row, pixel column
+    blocks = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    return blocks.reshape(t * y * x * merge**2, -1), torch.tensor([t, y * merge, x * merge])
+
+
+class PromptEncoder:
+    """Turns records into `EncodedPrompt`s with one tokenizer, one template and one patch layout.
+
+    Args:
+        tokenizer: a Qwen2-VL tokenizer; its chat template writes one media token per image or video.
+        template: the prompt texts.
+        layout: how frames are cut into patches.
+        seconds_per_patch: None takes the real time between the sampled frames; a number is used for every video
+            (published training: 1.0).
+        max_prompt_tokens: longer prompts are refused, since cutting one would cut vision tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: PromptTemplate,
+        *,
+        layout: PatchLayout | None = None,
+        seconds_per_patch: float | None = None,
+        max_prompt_tokens: int = 16384,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.layout = layout or PatchLayout()
+        self.seconds_per_patch = seconds_per_patch
+        self.max_prompt_tokens = max_prompt_tokens
+        self.media_tokens = {
+            "video": media_token_id(tokenizer, "<|video_pad|>"),
+            "image": media_token_id(tokenizer, "<|image_pad|>"),
+        }
+
+    def encode_prompt(self, record: VideoRecord, clip: VideoClip | None) -> EncodedPrompt:
+        """Encode one prompt, generation marker included.
+
+        Raises:
+            ValueError: the text holds a media token of its own, or the prompt is too long.
+        """
+        text = self.tokenizer.apply_chat_template(
+            self.template.messages(record), tokenize=False, add_generation_prompt=True
+        )
+        ids = torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids)
+        vision = None if clip is None else self._encode_clip(clip)
+        ids = self._expand_media(ids, vision, record)
+        if len(ids) > self.max_prompt_tokens:
+            raise ValueError(
+                f"{record.where}: the prompt has {len(ids)} tokens, more than max_prompt_tokens = "
+                f"{self.max_prompt_tokens}. Lower the frames or pixels of the profile, or raise the limit."
+            )
+        return EncodedPrompt(record=record, input_ids=ids, vision=vision, frames=None if clip is None else clip.frames)
+
+    def encode_target(self, record: VideoRecord) -> Tensor:
+        """int64 [C]: the answer to imitate, end-of-sequence token included."""
+        ids = self.tokenizer(self.template.target(record), add_special_tokens=False).input_ids
+        return torch.tensor([*ids, self.tokenizer.eos_token_id])
+
+    def _encode_clip(self, clip: VideoClip) -> VisionInput:
+        patches, grid = patchify(clip.frames, self.layout)
+        seconds = 0.0
+        if clip.is_video:
+            seconds = self.seconds_per_patch or self.layout.temporal_patch_size / clip.sample_fps
+        return VisionInput(
+            patches=patches,
+            grid_thw=grid[None],
+            is_video=torch.tensor([clip.is_video]),
+            seconds_per_patch=torch.tensor([seconds]),
+        )
+
+    def _expand_media(self, ids: Tensor, vision: VisionInput | None, record: VideoRecord) -> Tensor:
+        """Repeat the one media token of the chat template once per merged patch."""
+        places = torch.isin(ids, torch.tensor(list(self.media_tokens.values()))).nonzero().flatten().tolist()
+        if len(places) != (0 if vision is None else 1):
+            raise ValueError(
+                f"{record.where}: the prompt holds {len(places)} media tokens where its data_type {record.data_type!r} "
+                "needs exactly one for a video or an image and none for text; remove <|video_pad|> and <|image_pad|> "
+                "from the question."
+            )
+        if vision is None:
+            return ids
+        place = places[0]
+        expected = self.media_tokens[record.data_type]
+        assert ids[place] == expected, f"{record.where}: chat template wrote token {ids[place]}, expected {expected}"
+        repeats = int(vision.grid_thw[0].prod()) // self.layout.merge_size**2
+        return torch.cat([ids[:place], ids[place].repeat(repeats), ids[place + 1 :]])
+
+
+def media_token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """Id of a Qwen media token.
+
+    Raises:
+        ValueError: the tokenizer has no such token, so it is not one of a Qwen2-VL model.
+    """
+    index = tokenizer.get_vocab().get(token)
+    if index is None:
+        raise ValueError(
+            f"The tokenizer of {tokenizer.name_or_path!r} has no token {token}; "
+            "give the folder or name of a Qwen2-VL or Qwen2.5-VL model."
+        )
+    return index
+
+
+def join_vision(inputs: Sequence[VisionInput | None]) -> VisionInput | None:
+    """Concatenate the media of several prompts in order; None when none has any."""
+    present = [vision for vision in inputs if vision is not None]
+    if not present:
+        return None
+    return VisionInput(
+        patches=torch.cat([vision.patches for vision in present]),
+        grid_thw=torch.cat([vision.grid_thw for vision in present]),
+        is_video=torch.cat([vision.is_video for vision in present]),
+        seconds_per_patch=torch.cat([vision.seconds_per_patch for vision in present]),
+    )

@@ -1,0 +1,212 @@
+"""Batches of encoded records for Lightning: decoding, resizing and encoding happen in the loader's workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.collate import PromptCollator, SFTCollator, SFTSample
+from datamodules.encoding import PatchLayout, PromptEncoder
+from datamodules.frame_sampling import EVAL, TRAIN, SamplingProfile
+from datamodules.media import read_media
+from datamodules.prompts import PromptTemplate
+from datamodules.records import RecordFile, RecordSet
+from datamodules.sampler import ResumableSampler
+from datamodules.types import EncodedPrompt
+from datamodules.video_reader import ReaderName
+
+TrainFormat = Literal["sft", "prompts"]
+
+
+class EncodedRecords(Dataset):
+    """Records as prompts, or as prompts with targets.
+
+    Args:
+        records: validated records.
+        encoder: from text and frames to ids and patches.
+        profile: frames and pixels.
+        reader: video back end.
+        with_targets: give `SFTSample`s.
+    """
+
+    def __init__(
+        self,
+        records: RecordSet,
+        encoder: PromptEncoder,
+        profile: SamplingProfile,
+        reader: ReaderName,
+        *,
+        with_targets: bool = False,
+    ) -> None:
+        self.records = records
+        self.encoder = encoder
+        self.profile = profile
+        self.reader = reader
+        self.with_targets = with_targets
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> EncodedPrompt | SFTSample:
+        record = self.records[index]
+        clip = read_media(record, self.records.data_root, self.profile, reader=self.reader)
+        prompt = self.encoder.encode_prompt(record, clip)
+        if not self.with_targets:
+            return prompt
+        return SFTSample(prompt=prompt, target_ids=self.encoder.encode_target(record))
+
+
+class VideoDataModule(L.LightningDataModule):
+    """Video, image and text records, mixed in one batch.
+
+    Args:
+        model_name_or_path: checkpoint whose tokenizer and chat template are used; the command line takes the model's.
+        data_root: folder that media paths are relative to.
+        train_files: data files (JSON list or JSONL) for fit.
+        val_files: data files for validation.
+        test_files: data files for test.
+        predict_files: data files for predict.
+        train_format: "sft" gives prompts with targets, "prompts" gives prompts to sample from.
+        prompt: the prompt texts; null takes the default ones.
+        train_profile: frames and pixels in fit.
+        eval_profile: frames and pixels in validate, test and predict.
+        reader: video back end: pyav, decord or torchcodec.
+        seconds_per_patch: seconds of video per temporal patch for the rotary positions; null takes the real value.
+        max_prompt_tokens: a longer prompt is an error, never cut.
+        batch_size: records per rank and step in fit.
+        eval_batch_size: records per rank and step elsewhere.
+        num_workers: loader processes per rank.
+        shuffle: draw the training records in a new order every epoch.
+        seed: of that order.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        data_root: str = ".",
+        train_files: list[str] | None = None,
+        val_files: list[str] | None = None,
+        test_files: list[str] | None = None,
+        predict_files: list[str] | None = None,
+        train_format: TrainFormat = "prompts",
+        prompt: PromptTemplate | None = None,
+        train_profile: SamplingProfile = TRAIN,
+        eval_profile: SamplingProfile = EVAL,
+        reader: ReaderName = "pyav",
+        seconds_per_patch: float | None = None,
+        max_prompt_tokens: int = 16384,
+        batch_size: int = 1,
+        eval_batch_size: int = 1,
+        num_workers: int = 2,
+        shuffle: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise ValueError(f"data.{name} is {value}; it must be >= 1.")
+        self.model_name_or_path = model_name_or_path
+        self.data_root = data_root
+        self.files = {"fit": train_files, "validate": val_files, "test": test_files, "predict": predict_files}
+        self.train_format: TrainFormat = train_format
+        self.prompt = prompt or PromptTemplate()
+        self.train_profile = train_profile
+        self.eval_profile = eval_profile
+        self.reader: ReaderName = reader
+        self.seconds_per_patch = seconds_per_patch
+        self.max_prompt_tokens = max_prompt_tokens
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.shuffle = shuffle
+        self.seed = seed
+        self.records: dict[str, RecordSet] = {}
+        self.tokenizer: Any = None
+
+    def setup(self, stage: str) -> None:
+        if self.tokenizer is None:
+            from transformers import AutoTokenizer
+
+            self.tokenizer = AutoTokenizer.from_pretrained(self.model_name_or_path)
+        if stage == "fit":
+            self._open("fit", required=True)
+            self._open("validate", required=False)
+        else:
+            self._open(stage, required=True)
+
+    def train_dataloader(self) -> DataLoader:
+        with_targets = self.train_format == "sft"
+        dataset = self._dataset("fit", self.train_profile, with_targets=with_targets)
+        collator = SFTCollator if with_targets else PromptCollator
+        sampler = ResumableSampler(
+            len(dataset),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            shuffle=self.shuffle,
+        )
+        return self._loader(dataset, sampler, collator(pad_token_id=self.tokenizer.pad_token_id), self.batch_size)
+
+    def val_dataloader(self) -> DataLoader | list:
+        return self._eval_loader("validate") if "validate" in self.records else []
+
+    def test_dataloader(self) -> DataLoader:
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._eval_loader("predict")
+
+    def _open(self, stage: str, *, required: bool) -> None:
+        files = self.files[stage]
+        if not files:
+            if required:
+                name = {"fit": "train_files", "validate": "val_files"}.get(stage, f"{stage}_files")
+                raise ValueError(f"`{stage}` needs data: give at least one file in data.{name}.")
+            return
+        if stage not in self.records:
+            require_process = stage == "fit" and self.train_format == "sft"
+            self.records[stage] = RecordSet(
+                [RecordFile(Path(file), Path(self.data_root), require_process=require_process) for file in files]
+            )
+
+    def _dataset(self, stage: str, profile: SamplingProfile, *, with_targets: bool = False) -> EncodedRecords:
+        encoder = PromptEncoder(
+            self.tokenizer,
+            self.prompt,
+            layout=PatchLayout(
+                patch_size=profile.patch_size,
+                merge_size=profile.merge_size,
+                temporal_patch_size=profile.temporal_patch_size,
+            ),
+            seconds_per_patch=self.seconds_per_patch,
+            max_prompt_tokens=self.max_prompt_tokens,
+        )
+        return EncodedRecords(self.records[stage], encoder, profile, self.reader, with_targets=with_targets)
+
+    def _eval_loader(self, stage: str) -> DataLoader:
+        dataset = self._dataset(stage, self.eval_profile)
+        sampler = ResumableSampler(
+            len(dataset),
+            batch_size=self.eval_batch_size,
+            seed=self.seed,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            shuffle=False,
+            drop_last=False,
+        )
+        collator = PromptCollator(pad_token_id=self.tokenizer.pad_token_id)
+        return self._loader(dataset, sampler, collator, self.eval_batch_size)
+
+    def _loader(self, dataset: Dataset, sampler: ResumableSampler, collator: Any, batch_size: int) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            collate_fn=collator,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )

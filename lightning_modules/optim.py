@@ -1,0 +1,78 @@
+"""Optimizers and learning-rate schedules from YAML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule."""
+
+    learning_rate: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    """Applied to matrices only, not to biases and norms."""
+    schedule: Schedule = "linear"
+    """What follows the warm-up: constant, or linear or cosine decay to `final_lr_fraction` at the last step."""
+    warmup_steps: int = 0
+    """Optimizer steps of linear rise from zero."""
+    final_lr_fraction: float = 0.0
+    """Learning rate at the last step as a share of `learning_rate`."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(f"optimizer.learning_rate is {self.learning_rate}; it must be > 0.")
+        if self.warmup_steps < 0:
+            raise ValueError(f"optimizer.warmup_steps is {self.warmup_steps}; it must be >= 0.")
+        if not 0 <= self.final_lr_fraction <= 1:
+            raise ValueError(f"optimizer.final_lr_fraction is {self.final_lr_fraction}; it must be in [0, 1].")
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> Optimizer:
+    """AdamW over the parameters that train."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.learning_rate, betas=tuple(config.betas)
+    )
+
+
+def build_scheduler(optimizer: Optimizer, config: OptimizerConfig, total_steps: int) -> LambdaLR:
+    """The schedule over `total_steps` optimizer steps.
+
+    Raises:
+        ValueError: a decaying schedule without a known end.
+    """
+    if config.schedule != "constant" and total_steps < 1:
+        raise ValueError(
+            f"optimizer.schedule is {config.schedule!r}, which needs to know its last step, but the training has no "
+            "end; set trainer.max_steps or trainer.max_epochs, or schedule: constant."
+        )
+    return LambdaLR(optimizer, partial(learning_rate_factor, config=config, total_steps=total_steps))
+
+
+def learning_rate_factor(step: int, config: OptimizerConfig, total_steps: int) -> float:
+    """Share of the full learning rate at optimizer step `step` (from 0)."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    span = max(1, total_steps - config.warmup_steps)
+    progress = min(1.0, (step - config.warmup_steps) / span)
+    decay = 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return config.final_lr_fraction + (1 - config.final_lr_fraction) * decay

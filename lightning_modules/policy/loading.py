@@ -1,0 +1,97 @@
+"""Build a policy from a Hugging Face folder or name."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from lightning_modules.policy.policy import Policy
+from lightning_modules.policy.qwen_vl import QwenVLFamily
+from lightning_modules.policy.shared_prefix import use_shared_prefix_attention
+
+logger = logging.getLogger(__name__)
+
+AttentionImplementation = Literal["auto", "sdpa", "flash_attention_2", "eager"]
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+
+FAMILIES: dict[str, type[QwenVLFamily]] = {"qwen2_vl": QwenVLFamily, "qwen2_5_vl": QwenVLFamily}
+"""`model_type` of a checkpoint's config -> its adapter."""
+
+
+def load_policy(
+    model_name_or_path: str,
+    *,
+    dtype: Dtype = "float32",
+    attn_implementation: AttentionImplementation = "auto",
+    gradient_checkpointing: bool = False,
+    logprob_chunk_size: int = 1024,
+) -> Policy:
+    """Load weights and processor of a Qwen2-VL or Qwen2.5-VL checkpoint.
+
+    Args:
+        model_name_or_path: a Hugging Face folder or name.
+        dtype: of the weights.
+        attn_implementation: of the vision tower; "auto" is flash attention 2 where CUDA and the package exist, else
+            sdpa. The language model always uses the shared-prefix attention, which is sdpa.
+        gradient_checkpointing: recompute activations of every layer in the backward.
+        logprob_chunk_size: rows of logits that exist at a time.
+
+    Raises:
+        ValueError: the folder does not exist or holds another kind of model.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    family = FAMILIES[supported_model_type(model_name_or_path)]
+    processor = AutoProcessor.from_pretrained(model_name_or_path)
+    model = AutoModelForImageTextToText.from_pretrained(model_name_or_path, dtype=getattr(torch, dtype))
+    model.set_attn_implementation({"vision_config": resolve_attention(attn_implementation)})
+    use_shared_prefix_attention(model)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()  # from_pretrained leaves evaluation mode behind
+    return Policy(model, processor, family(model, processor), logprob_chunk_size=logprob_chunk_size)
+
+
+def supported_model_type(model_name_or_path: str) -> str:
+    """`model_type` of a checkpoint, read from its config alone.
+
+    Raises:
+        ValueError: no config there, or a model of another family.
+    """
+    from transformers import AutoConfig
+
+    path = Path(model_name_or_path)
+    looks_like_path = path.is_absolute() or model_name_or_path.startswith((".", "~")) or path.is_dir()
+    if looks_like_path and not (path / "config.json").is_file():
+        raise ValueError(
+            f"model_name_or_path is {model_name_or_path!r}, but there is no config.json in that folder. Give the "
+            "folder of a Qwen2.5-VL checkpoint (config.json, *.safetensors, tokenizer and processor files) or a "
+            "Hugging Face name such as Qwen/Qwen2.5-VL-7B-Instruct."
+        )
+    try:
+        model_type = AutoConfig.from_pretrained(model_name_or_path).model_type
+    except OSError as error:
+        raise ValueError(
+            f"model_name_or_path is {model_name_or_path!r}, which is neither a folder here nor a name that could be "
+            f"downloaded: {error}"
+        ) from error
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"model_name_or_path {model_name_or_path!r} holds a {model_type!r} model; supported are "
+            f"{', '.join(map(repr, FAMILIES))}. Give a Qwen2-VL or Qwen2.5-VL checkpoint."
+        )
+    return model_type
+
+
+def resolve_attention(requested: AttentionImplementation) -> str:
+    """The attention implementation to use; what "auto" chose is logged."""
+    if requested != "auto":
+        return requested
+    has_flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+    chosen = "flash_attention_2" if has_flash else "sdpa"
+    logger.info("attn_implementation: auto -> %s", chosen)
+    return chosen

@@ -1,0 +1,168 @@
+"""The policy: one vision-language model for sampling, fine-tuning, policy gradients and evaluation.
+
+All ways into the model run through here with the same positions and the same output projection, so sampler and
+trainer agree by construction.
+
+Shapes: B prompts, G completions per prompt, S = B * G, P prompt tokens, C completion tokens, N completion tokens in
+all, L tokens of a row, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.collate import IGNORED_LABEL
+from datamodules.encoding import join_vision
+from datamodules.types import EncodedPrompt, PromptBatch, SFTBatch, VisionInput
+from lightning_modules.functional.logprobs import TokenStatistics, token_statistics
+from lightning_modules.functional.masking import length_mask
+from lightning_modules.policy.qwen_vl import QwenVLFamily
+from lightning_modules.policy.shared_prefix import pack_index
+from lightning_modules.policy.types import CompletionStatistics, PolicyBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers.cache_utils import Cache
+
+Batch = TypeVar("Batch", PromptBatch, SFTBatch)
+
+
+class Policy(nn.Module):
+    """A transformers vision-language model behind the calls that training and sampling need.
+
+    Args:
+        model: the transformers model.
+        processor: its processor.
+        family: the adapter of its model family.
+        logprob_chunk_size: rows of logits that exist at a time when log-probabilities are computed.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        family: QwenVLFamily,
+        *,
+        logprob_chunk_size: int = 1024,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.processor = processor
+        self.family = family
+        self.logprob_chunk_size = logprob_chunk_size
+
+    @property
+    def tokenizer(self):
+        return self.processor.tokenizer
+
+    def locate(self, batch: Batch) -> Batch:
+        """The batch with its positions filled in; call it before the batch moves to the device."""
+        position_ids, next_position = self.family.positions(batch.input_ids, batch.attention_mask, batch.vision)
+        if isinstance(batch, PromptBatch):
+            return replace(batch, position_ids=position_ids, next_position=next_position)
+        return replace(batch, position_ids=position_ids)
+
+    def pack(self, prompts: Sequence[EncodedPrompt], completions: Sequence[Sequence[Tensor]]) -> PolicyBatch:
+        """Pack B prompts with G completions each (int64 [C] on the CPU, end-of-sequence included) into one row."""
+        ids, positions = [], []
+        for prompt, members in zip(prompts, completions, strict=True):
+            row = prompt.input_ids[None]
+            prompt_positions, next_position = self.family.positions(row, torch.ones_like(row), prompt.vision)
+            ids.append(prompt.input_ids)
+            positions.append(prompt_positions[:, 0])
+            for completion in members:
+                ids.append(completion[:-1])
+                positions.append((next_position + torch.arange(len(completion) - 1)).expand(3, -1))
+        lengths = [[len(completion) for completion in members] for members in completions]
+        layout, rows = pack_index([len(prompt.input_ids) for prompt in prompts], lengths)
+        flat_lengths = torch.tensor([length for members in lengths for length in members])
+        return PolicyBatch(
+            input_ids=torch.cat(ids)[None],
+            position_ids=torch.cat(positions, dim=1)[:, None],
+            layout=layout,
+            rows=rows,
+            targets=torch.cat([completion for members in completions for completion in members]),
+            mask=length_mask(flat_lengths, int(flat_lengths.max())),
+            vision=join_vision([prompt.vision for prompt in prompts]),
+        )
+
+    def embed(self, input_ids: Tensor, vision: VisionInput | None) -> Tensor:
+        """[B, L, H]: token embeddings with the media tokens replaced by features of one vision tower call.
+
+        A batch without media sends a tiny masked clip through the tower, so that every rank runs the same modules and
+        no rank waits for another's gradients.
+        """
+        embeddings = self.model.get_input_embeddings()(input_ids)
+        if vision is None:
+            features = self.family.encode_vision(self.model, self.family.dummy_vision(input_ids.device))
+            return embeddings + 0 * features.sum().to(embeddings.dtype)
+        return self.family.scatter_vision(embeddings, input_ids, self.family.encode_vision(self.model, vision))
+
+    def logprobs(self, batch: PolicyBatch, *, temperature: float) -> CompletionStatistics:
+        """Log-probabilities of packed completions under the softmax at `temperature`, [S, C]."""
+        hidden = self._hidden(batch.input_ids, batch.vision, batch.position_ids, shared_prefix=batch.layout)
+        statistics = self._statistics(hidden[0, batch.rows], batch.targets, temperature)
+        padded = statistics.logprobs.new_zeros(batch.mask.shape)
+        return CompletionStatistics(
+            logprobs=padded.masked_scatter(batch.mask, statistics.logprobs),
+            entropy=padded.masked_scatter(batch.mask, statistics.entropy),
+        )
+
+    def target_statistics(self, batch: SFTBatch) -> TokenStatistics:
+        """Log-probabilities of the labelled tokens of a fine-tuning batch, [N] in row order."""
+        hidden = self._hidden(batch.input_ids, batch.vision, batch.position_ids)
+        labels = batch.labels[:, 1:]
+        labelled = labels != IGNORED_LABEL
+        return self._statistics(hidden[:, :-1][labelled], labels[labelled], 1.0)
+
+    def prefill(self, batch: PromptBatch) -> tuple[Tensor, Cache]:
+        """Run each prompt once: logits of the first completion token [B, V] and the prompts' key-value cache."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.model.config.get_text_config())
+        hidden = self._hidden(
+            batch.input_ids,
+            batch.vision,
+            batch.position_ids,
+            attention_mask=batch.attention_mask,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return self._logits(hidden[:, -1]), cache
+
+    def decode(self, tokens: Tensor, position: Tensor, attention_mask: Tensor, cache: Cache) -> Tensor:
+        """Logits [S, V] after one more token per sequence.
+
+        Args:
+            tokens: int64 [S].
+            position: int64 [S], the same in all three position rows.
+            attention_mask: [S, P + tokens so far], 0 on padding.
+            cache: extended in place.
+        """
+        hidden = self.family.language_model(self.model)(
+            inputs_embeds=self.model.get_input_embeddings()(tokens[:, None]),
+            position_ids=position[None, :, None].expand(3, -1, -1),
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return self._logits(hidden[:, -1])
+
+    def _hidden(self, input_ids: Tensor, vision: VisionInput | None, position_ids: Tensor | None, **options) -> Tensor:
+        assert position_ids is not None, "call Policy.locate on the batch first"
+        options.setdefault("use_cache", False)
+        return self.family.language_model(self.model)(
+            inputs_embeds=self.embed(input_ids, vision), position_ids=position_ids, **options
+        ).last_hidden_state
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return (hidden @ self.model.get_output_embeddings().weight.T).float()
+
+    def _statistics(self, hidden: Tensor, targets: Tensor, temperature: float) -> TokenStatistics:
+        weight = self.model.get_output_embeddings().weight
+        return token_statistics(hidden, weight, targets, temperature=temperature, chunk_size=self.logprob_chunk_size)

@@ -1,0 +1,101 @@
+"""Everything that is particular to the Qwen2-VL and Qwen2.5-VL families.
+
+Weights, modules and checkpoints are those of transformers; positions, the order of media and the way in are ours.
+
+Shapes: B rows, L tokens, N vision patches, D values per patch, M merged vision tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.encoding import PatchLayout
+from datamodules.types import VisionInput
+from lightning_modules.functional.positions import mrope_position_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+
+class QwenVLFamily:
+    """Adapter between a transformers Qwen2-VL or Qwen2.5-VL model and the policy.
+
+    Args:
+        model: `Qwen2_5_VLForConditionalGeneration` or `Qwen2VLForConditionalGeneration`.
+        processor: its processor, for the pixel statistics and the tokenizer.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+        config, vision = model.config, model.config.vision_config
+        self.image_token_id: int = config.image_token_id
+        self.video_token_id: int = config.video_token_id
+        self.layout = PatchLayout(
+            patch_size=vision.patch_size,
+            merge_size=vision.spatial_merge_size,
+            temporal_patch_size=vision.temporal_patch_size,
+        )
+        # Qwen2-VL knows no seconds: one temporal position per temporal patch.
+        self.tokens_per_second: float | None = getattr(vision, "tokens_per_second", None)
+        self.image_mean = tuple(processor.image_processor.image_mean)
+        self.image_std = tuple(processor.image_processor.image_std)
+        vocabulary = processor.tokenizer.get_vocab()
+        names = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+        self.vision_token_ids = tuple(vocabulary[name] for name in names if name in vocabulary)
+        """Tokens that a completion must never hold."""
+
+    def positions(self, input_ids: Tensor, attention_mask: Tensor, vision: VisionInput | None) -> tuple[Tensor, Tensor]:
+        """Positions int64 [3, B, L] and next position int64 [B] of a batch [B, L] padded on either side."""
+        images = videos = seconds = None
+        if vision is not None:
+            images, videos = vision.grid_thw[~vision.is_video], vision.grid_thw[vision.is_video]
+            if self.tokens_per_second is not None:
+                seconds = vision.seconds_per_patch[vision.is_video]
+        return mrope_position_ids(
+            input_ids,
+            attention_mask,
+            images,
+            videos,
+            seconds,
+            image_token_id=self.image_token_id,
+            video_token_id=self.video_token_id,
+            spatial_merge_size=self.layout.merge_size,
+            tokens_per_second=self.tokens_per_second or 1,
+        )
+
+    def language_model(self, model: PreTrainedModel) -> nn.Module:
+        """The decoder without output projection."""
+        return model.model.language_model
+
+    def encode_vision(self, model: PreTrainedModel, vision: VisionInput) -> Tensor:
+        """Features [M, H] of all media in one tower call, images and videos in order of appearance."""
+        tower = model.model.visual
+        return tower(self._normalised(vision.patches, tower), grid_thw=vision.grid_thw).pooler_output
+
+    def dummy_vision(self, device: torch.device) -> VisionInput:
+        """The smallest clip there is, for batches without media (see `Policy.embed`)."""
+        merge = self.layout.merge_size
+        values = 3 * self.layout.temporal_patch_size * self.layout.patch_size**2
+        return VisionInput(
+            patches=torch.zeros(merge**2, values, dtype=torch.uint8, device=device),
+            grid_thw=torch.tensor([[1, merge, merge]], device=device),
+            is_video=torch.tensor([True], device=device),
+            seconds_per_patch=torch.ones(1, device=device),
+        )
+
+    def scatter_vision(self, embeddings: Tensor, input_ids: Tensor, features: Tensor) -> Tensor:
+        """Put features [M, H] in place of the media tokens of input_ids [B, L]; embeddings [B, L, H]."""
+        mask = (input_ids == self.image_token_id) | (input_ids == self.video_token_id)
+        return embeddings.masked_scatter(mask[..., None], features.to(embeddings.dtype))
+
+    def _normalised(self, patches: Tensor, tower: nn.Module) -> Tensor:
+        """uint8 [N, D] -> the tower's dtype, by the processor's own arithmetic: (x - 255 mean) / (255 std)."""
+        # One value per patch element: channels are the slowest of its axes.
+        repeats = patches.shape[1] // len(self.image_mean)
+        mean, std = (
+            (torch.tensor(values, device=patches.device) * 255).repeat_interleave(repeats)
+            for values in (self.image_mean, self.image_std)
+        )
+        return ((patches.float() - mean) / std).to(next(tower.parameters()).dtype)

@@ -1,0 +1,128 @@
+"""What fine-tuning, GRPO and evaluation share: the policy, its optimizer, and validation by generating answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from datamodules.sampler import sample_seed
+from datamodules.types import PromptBatch, SFTBatch
+from lightning_modules.metrics import AnswerMetrics
+from lightning_modules.optim import OptimizerConfig, build_optimizer, build_scheduler
+from lightning_modules.policy.loading import AttentionImplementation, Dtype, load_policy
+from lightning_modules.policy.policy import Policy
+from lightning_modules.rollouts.scoring import scored_answer
+from lightning_modules.rollouts.transformers_engine import TransformersEngine
+from lightning_modules.rollouts.types import RolloutGroup, SamplingConfig
+
+EVALUATION_SAMPLING = SamplingConfig(temperature=0.01, top_p=0.001)
+"""Decoding of the published evaluation."""
+
+
+class PolicyModule(L.LightningModule):
+    """Base of the modules that train or evaluate a policy.
+
+    Args:
+        model_name_or_path: Hugging Face folder or name of a Qwen2-VL or Qwen2.5-VL checkpoint.
+        dtype: of the weights.
+        attn_implementation: of the vision tower; "auto" takes flash attention 2 where there is CUDA and the package.
+        gradient_checkpointing: recompute activations in the backward.
+        logprob_chunk_size: rows of logits that exist at a time.
+        optimizer: AdamW and its schedule.
+        evaluation: decoding for validate, test and predict.
+        seed: root of all sampling seeds.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        dtype: Dtype = "float32",
+        attn_implementation: AttentionImplementation = "auto",
+        gradient_checkpointing: bool = False,
+        logprob_chunk_size: int = 1024,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 - frozen, and its fields show in --help
+        evaluation: SamplingConfig = EVALUATION_SAMPLING,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model_name_or_path = model_name_or_path
+        self.dtype_name = dtype
+        self.attn_implementation = attn_implementation
+        self.gradient_checkpointing = gradient_checkpointing
+        self.logprob_chunk_size = logprob_chunk_size
+        self.optimizer_config = optimizer
+        self.evaluation = evaluation
+        self.seed = seed
+        self.policy: Policy | None = None
+        self.engine: TransformersEngine | None = None
+        self.answer_metrics = AnswerMetrics()
+
+    def configure_model(self) -> None:
+        if self.policy is None:
+            self.policy = self.load_policy()
+            self.engine = TransformersEngine(self.policy)
+
+    def load_policy(self) -> Policy:
+        """A fresh policy from the checkpoint this module was given."""
+        return load_policy(
+            self.model_name_or_path,
+            dtype=self.dtype_name,
+            attn_implementation=self.attn_implementation,
+            gradient_checkpointing=self.gradient_checkpointing,
+            logprob_chunk_size=self.logprob_chunk_size,
+        )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return self.policy.locate(batch) if isinstance(batch, PromptBatch | SFTBatch) else batch
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_answers("val")
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
+        return self._answer(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_answers("test")
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
+        return self._answer(batch)
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
+        return self._answer(batch)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = build_optimizer(self.policy.parameters(), self.optimizer_config)
+        scheduler = build_scheduler(optimizer, self.optimizer_config, self.total_optimizer_steps())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def total_optimizer_steps(self) -> int:
+        """Optimizer steps of the whole training, -1 if it has no end."""
+        steps = self.trainer.estimated_stepping_batches
+        return -1 if steps == float("inf") else int(steps)
+
+    def export_pretrained(self, path: Path) -> None:
+        """Write weights, processor and generation settings as a Hugging Face folder."""
+        self.policy.model.save_pretrained(path)
+        self.policy.processor.save_pretrained(path)
+
+    def answer_groups(self, batch: PromptBatch) -> list[RolloutGroup]:
+        """One evaluation answer per prompt."""
+        seeds = [sample_seed(self.seed, 0, prompt.record.problem_id) for prompt in batch.prompts]
+        return self.engine.generate(batch, self.evaluation, group_size=1, seeds=seeds)
+
+    def _answer(self, batch: PromptBatch) -> list[dict[str, Any]]:
+        rows = []
+        for group in self.answer_groups(batch):
+            row = scored_answer(group, group.completions[0])
+            names = ("accuracy", "format", "completion_tokens", "truncated")
+            self.answer_metrics.update({name: float(row[name]) for name in names}, group.prompt.record.problem_type)
+            rows.append(row)
+        return rows
+
+    def _log_answers(self, stage: str) -> None:
+        values = self.answer_metrics.compute()
+        self.answer_metrics.reset()
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "accuracy")

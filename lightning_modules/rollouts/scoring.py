@@ -1,0 +1,50 @@
+"""From rollouts to rewards and to rows for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_modules.rollouts.types import Completion, RolloutGroup
+from rewards.accuracy import accuracy_reward
+from rewards.answer_format import parse_response
+from rewards.format import format_reward
+from rewards.types import RewardInput
+
+
+def reward_input(group: RolloutGroup) -> RewardInput:
+    """What the rewards see of a group."""
+    record = group.prompt.record
+    return RewardInput(
+        record_id=record.problem_id,
+        problem_type=record.problem_type,
+        problem=record.problem,
+        solution=record.solution,
+        completions=tuple(completion.text for completion in group.completions),
+        completion_tokens=tuple(len(completion.token_ids) for completion in group.completions),
+        truncated=tuple(completion.truncated for completion in group.completions),
+        frames=group.prompt.frames,
+        options=record.options,
+        extra=record.extra,
+    )
+
+
+def scored_answer(group: RolloutGroup, completion: Completion) -> dict[str, Any]:
+    """One JSON row: the record's fields, the completion, what was read from it and its scores."""
+    record = group.prompt.record
+    return {
+        **record.extra,
+        "problem_id": record.problem_id,
+        "problem": record.problem,
+        "problem_type": record.problem_type.value,
+        "data_type": record.data_type,
+        "data_source": record.data_source,
+        "options": list(record.options),
+        "path": record.path,
+        "solution": record.solution,
+        "completion": completion.text,
+        "prediction": parse_response(completion.text).answer,
+        "accuracy": accuracy_reward(record.problem_type, completion.text, record.solution),
+        "format": format_reward(completion.text),
+        "completion_tokens": len(completion.token_ids),
+        "truncated": completion.truncated,
+    }

@@ -1,0 +1,59 @@
+"""Supervised fine-tuning on chains of thought."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from datamodules.types import SFTBatch
+from lightning_modules.metrics import TokenMetrics
+from lightning_modules.phase_timer import PhaseTimer
+from lightning_modules.policy_module import PolicyModule
+
+
+class SFTModule(PolicyModule):
+    """Minimises the mean negative log-probability of the assistant's tokens (automatic optimisation).
+
+    Trains on `SFTBatch`es (data.train_format: sft) and validates on prompts.
+
+    Args:
+        kwargs: the arguments of `PolicyModule`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.token_metrics = TokenMetrics()
+        self.timer = PhaseTimer()
+
+    def on_train_batch_start(self, batch: SFTBatch, batch_idx: int) -> None:
+        self.timer.begin_step()
+
+    def training_step(self, batch: SFTBatch, batch_idx: int) -> Tensor:
+        if not isinstance(batch, SFTBatch):
+            raise ValueError(
+                f"SFTModule was given a {type(batch).__name__} to train on; set data.init_args.train_format: sft."
+            )
+        statistics = self.policy.target_statistics(batch)
+        self.token_metrics.update(statistics)
+        return -statistics.logprobs.mean()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
+        self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+
+    def on_train_batch_end(self, outputs: Any, batch: SFTBatch, batch_idx: int) -> None:
+        seconds = self.timer.end_step(rest="update")
+        values = self.token_metrics.compute()
+        self.token_metrics.reset()
+        self.log("train/loss", values.pop("loss"), prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in values.items()})
+        self.log("train/lr", self.optimizers().param_groups[0]["lr"])
+        self.log_dict({f"seconds/{phase}": value for phase, value in seconds.items()})
+        tokens = self.all_gather(batch.attention_mask.sum()).sum()
+        self.log("train/tokens_per_second", tokens / seconds["step"])
+
+    def on_validation_end(self) -> None:
+        self.timer.pause()

@@ -1,0 +1,117 @@
+"""The packed forward against every completion with its own copy of the prompt."""
+
+import copy
+
+import pytest
+import torch
+
+from datamodules.collate import IGNORED_LABEL
+from datamodules.encoding import join_vision
+from datamodules.types import SFTBatch
+from lightning_modules.policy.shared_prefix import PADDING_WASTE, _buckets, pack_index
+
+LENGTHS = [[1, 4, 17, 9], [6, 6, 6, 6], [2, 30, 1, 3]]
+
+
+def random_completions(generator, vocabulary):
+    return [
+        [torch.randint(20, vocabulary, (length,), generator=generator) for length in lengths] for lengths in LENGTHS
+    ]
+
+
+def repeated_prompt_logprobs(policy, prompts, completions, temperature):
+    """The usual way: S rows [prompt | completion], right-padded, prompt and pixels repeated for every completion."""
+    rows = [(p, c) for p, members in zip(prompts, completions, strict=True) for c in members]
+    length = max(len(p.input_ids) + len(c) for p, c in rows)
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    labels = torch.full_like(ids, IGNORED_LABEL)
+    mask = torch.zeros_like(ids)
+    for row, (prompt, completion) in enumerate(rows):
+        start, end = len(prompt.input_ids), len(prompt.input_ids) + len(completion)
+        ids[row, :end] = torch.cat([prompt.input_ids, completion])
+        labels[row, start:end] = completion
+        mask[row, :end] = 1
+    vision = join_vision([prompt.vision for prompt, _ in rows])
+    batch = policy.locate(SFTBatch(records=[], input_ids=ids, attention_mask=mask, labels=labels, vision=vision))
+    hidden = policy._hidden(batch.input_ids, batch.vision, batch.position_ids)
+    logits = hidden[:, :-1] @ policy.model.get_output_embeddings().weight.T / temperature
+    chosen = torch.log_softmax(logits, -1).gather(2, labels[:, 1:].clamp(min=0)[..., None]).squeeze(2)
+    return chosen[labels[:, 1:] != IGNORED_LABEL]
+
+
+def gradients(policy, logprobs):
+    weights = torch.randn(logprobs.shape, generator=torch.Generator().manual_seed(1), dtype=logprobs.dtype)
+    policy.zero_grad(set_to_none=True)
+    (logprobs * weights).sum().backward()
+    return {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_values_and_gradients_equal_the_repeated_prompt_forward(
+    tiny_policy64, mixed_prompts, checkpointing, temperature
+):
+    policy = tiny_policy64
+    kinds = {prompt.record.data_type: prompt for prompt in mixed_prompts}
+    assert set(kinds) == {"video", "image", "text"}
+    prompts = list(kinds.values())
+    completions = random_completions(torch.Generator().manual_seed(0), 384)
+
+    expected = repeated_prompt_logprobs(policy, prompts, completions, temperature)
+    expected_gradients = gradients(policy, expected)
+    if checkpointing:
+        policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    batch = policy.pack(prompts, completions)
+    packed = policy.logprobs(batch, temperature=temperature).logprobs[batch.mask]
+    torch.testing.assert_close(packed, expected, rtol=0, atol=1e-6)  # the stock norm computes in float32
+
+    packed_gradients = gradients(policy, packed)
+    assert packed_gradients.keys() == expected_gradients.keys()
+    for name, expected_gradient in expected_gradients.items():
+        error = (packed_gradients[name] - expected_gradient).norm() / expected_gradient.norm().clamp(min=1e-12)
+        assert error <= 1e-6, (name, error)
+
+
+def test_a_prompt_is_not_influenced_by_its_neighbours(tiny_policy64, mixed_prompts):
+    completions = random_completions(torch.Generator().manual_seed(0), 384)
+    with torch.no_grad():
+        batch = tiny_policy64.pack(mixed_prompts[:3], completions)
+        together = tiny_policy64.logprobs(batch, temperature=1.0).logprobs
+        for index in range(3):
+            alone_batch = tiny_policy64.pack(mixed_prompts[index : index + 1], completions[index : index + 1])
+            alone = tiny_policy64.logprobs(alone_batch, temperature=1.0).logprobs
+            rows = together[index * 4 : index * 4 + 4, : alone.shape[1]]
+            torch.testing.assert_close(rows, alone, rtol=0, atol=1e-6)
+
+
+def test_float32_gradients(tiny_policy, mixed_prompts):
+    completions = random_completions(torch.Generator().manual_seed(0), 384)
+    expected = gradients(tiny_policy, repeated_prompt_logprobs(tiny_policy, mixed_prompts[:3], completions, 1.0))
+    batch = tiny_policy.pack(mixed_prompts[:3], completions)
+    actual = gradients(tiny_policy, tiny_policy.logprobs(batch, temperature=1.0).logprobs[batch.mask])
+    for name, gradient in expected.items():
+        assert (actual[name] - gradient).norm() / gradient.norm().clamp(min=1e-9) <= 1e-5, name
+
+
+def test_layout_and_predicting_rows():
+    # Row: prompt 0 at 0..2, its completions' inputs at 3 and (none), prompt 1 at 4..5, its completion's at 6..7.
+    layout, rows = pack_index([3, 2], [[2, 1], [3]])
+    assert layout == ((3, (1, 0)), (2, (2,)))
+    assert rows.tolist() == [2, 3, 2, 5, 6, 7]
+
+
+def test_buckets_restore_the_order_and_bound_the_padding():
+    lengths = (3, 17, 16, 2, 40, 15)
+    buckets = _buckets(lengths, torch.device("cpu"))
+    packed = torch.arange(sum(lengths))
+    assert packed[buckets.gather][buckets.scatter].tolist() == packed.tolist()
+    assert sum(count for count, _ in buckets.shapes) == len(lengths)
+    assert len(buckets.gather) == sum(count * longest for count, longest in buckets.shapes)
+    assert len(buckets.gather) <= PADDING_WASTE * sum(lengths)
+
+
+def test_the_vision_tower_keeps_its_attention(tiny_policy):
+    config = tiny_policy.model.config
+    assert config.vision_config._attn_implementation == "sdpa"
+    assert config.text_config._attn_implementation == "shared_prefix_sdpa"
+    assert copy.deepcopy(config).to_dict().get("attn_implementation") is None
