@@ -6,20 +6,23 @@ resize. Content is a moving texture: every frame differs from its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate, cycle, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+
 NUMBER_BITS = 16
-TICKS_PER_FRAME = 4
 UNEVEN_GAPS = (4, 1, 9, 2, 4)
-"""Ticks from one frame to the next in a clip of variable rate; 20 for 5 frames, as many as at a constant rate."""
+"""Ticks from one frame to the next in a clip of variable rate; its average frame lasts 20 / 5 = 4 ticks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,23 +47,35 @@ class VideoCase:
     codec: str = "libx264"
     suffix: str = ".mp4"
     b_frames: int = 2
+    index_first: bool = False
+    """MP4: the index stands before the frames, so a cut-off file still opens."""
     extra: str = ""
     """More x264 parameters, joined by colons."""
 
+    def path(self, folder: Path) -> Path:
+        """Where the file stands in `folder`."""
+        return folder / f"{'_'.join(self.name.replace(',', '').split())}{self.suffix}"
+
+    @property
+    def ticks_per_frame(self) -> int:
+        """Ticks that a frame lasts on average; a tick is 1 / (fps * ticks_per_frame) seconds."""
+        return sum(UNEVEN_GAPS) // len(UNEVEN_GAPS) if self.variable_rate else 1
+
     def ticks(self) -> list[int]:
-        """Presentation time of each encoded frame, in 1 / (fps * TICKS_PER_FRAME) seconds."""
-        gaps = UNEVEN_GAPS if self.variable_rate else (TICKS_PER_FRAME,)
+        """Presentation time of each encoded frame; negative for those that the edit list hides."""
+        gaps = UNEVEN_GAPS if self.variable_rate else (1,)
         times = accumulate(islice(cycle(gaps), self.frames - 1), initial=0)
-        return [time - self.trimmed * TICKS_PER_FRAME for time in times]
+        return [time - self.trimmed * self.ticks_per_frame for time in times]
 
 
 def write_case(case: VideoCase, folder: Path) -> Path:
     """Encode `case` into `folder` and return its path."""
     import av
 
-    path = folder / f"{case.name.replace(' ', '_')}{case.suffix}"
-    time_base = Fraction(1, case.fps * TICKS_PER_FRAME)
-    with av.open(str(path), "w") as container:
+    path = case.path(folder)
+    time_base = Fraction(1, case.fps * case.ticks_per_frame)
+    options = {"movflags": "faststart"} if case.index_first else {}
+    with av.open(str(path), "w", container_options=options) as container:
         stream = container.add_stream(case.codec, rate=case.fps, options=_encoder_options(case))
         stream.width, stream.height, stream.pix_fmt = case.width, case.height, "yuv420p"
         stream.codec_context.time_base = time_base
@@ -96,18 +111,30 @@ def frame_number(frame: Tensor) -> int:
     return sum(1 << bit for bit, bright in enumerate((row[centres] > 128).tolist()) if bright)
 
 
-def shown_numbers(path: Path) -> Sequence[int]:
-    """Frame numbers of a full sequential decode, the truth that readers are measured against."""
-    return [frame_number(frame) for frame in full_decode(path)]
+def count_frames(path: Path) -> int:
+    """Frames that a full sequential decode gives."""
+    return sum(1 for _ in _decoded(path))
 
 
-def full_decode(path: Path) -> Iterator[Tensor]:
-    """Every frame of a file in order, uint8 [3, H, W], by plain PyAV: no seeking, no index, no rotation."""
+def full_decode(path: Path, ordinals: Collection[int] | None = None) -> Iterator[Tensor]:
+    """Frames of a full sequential decode in order, uint8 [3, H, W]: the truth that readers are measured against.
+
+    Plain PyAV: no seeking, no index, no rotation.
+
+    Args:
+        path: the video file.
+        ordinals: the frames to give; None for all.
+    """
+    for ordinal, frame in enumerate(_decoded(path)):
+        if ordinals is None or ordinal in ordinals:
+            yield torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+
+
+def _decoded(path: Path) -> Iterator[VideoFrame]:
     import av
 
     with av.open(str(path)) as container:
-        for frame in container.decode(video=0):
-            yield torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+        yield from container.decode(video=0)
 
 
 def _bars(number: int) -> np.ndarray:

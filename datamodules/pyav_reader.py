@@ -106,13 +106,13 @@ class IndexedVideo(VideoFile):
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
         try:
-            self._index = self._scan()
+            self.index = self._scan()
             self._check_complete()
-            defect = self._index.defect()
+            defect = self.index.defect()
             if defect:
                 raise IndexMismatch(defect)
-            if self._index.leading:
-                self._index = self._without_broken_leaders()
+            if self.index.leading:
+                self.index = self._without_broken_leaders()
         except BaseException:
             self.container.close()
             raise
@@ -120,12 +120,12 @@ class IndexedVideo(VideoFile):
     @property
     def total_frames(self) -> int:
         """Frames shown."""
-        return len(self._index.shown)
+        return len(self.index.shown)
 
     @property
     def duration(self) -> Fraction:
         """Seconds from the first frame's start to the last one's end."""
-        return self._index.seconds() or self.total_frames / _nominal_rate(self)
+        return self.index.seconds() or self.total_frames / _nominal_rate(self)
 
     def frames(self, ordinals: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
         """(ordinal, decoded frame) of the wanted frames in display order.
@@ -136,7 +136,7 @@ class IndexedVideo(VideoFile):
         import av
 
         try:
-            for run in self._index.runs(ordinals):
+            for run in self.index.runs(ordinals):
                 yield from self._decode(run)
         except av.FFmpegError as error:
             raise IndexMismatch(f"the decoder failed ({error})") from error
@@ -166,7 +166,7 @@ class IndexedVideo(VideoFile):
 
     def _check_complete(self) -> None:
         """Refuse a file that ends early: frames spread over what is left would be taken for the whole clip."""
-        entries, time_base = self._index.entries, self._index.time_base
+        entries, time_base = self.index.entries, self.index.time_base
         if entries[-1].is_corrupt:
             raise unreadable(self.path, f"it is cut off within packet {len(entries)}")
         times = [entry.pts for entry in entries if entry.pts is not None and not entry.is_discard]
@@ -179,13 +179,13 @@ class IndexedVideo(VideoFile):
 
     def _without_broken_leaders(self) -> PacketIndex:
         """The index without those frames at the start that refer to a cut-off group of pictures and do not decode."""
-        leading, first = self._index.leading, self._index.keyframes[0]
+        leading, first = self.index.leading, self.index.keyframes[0]
         codec, intact = self.stream.codec_context, set()
         packets = islice(self._packets_from(first), max(leading) - first + 1)
         for packet in chain(packets, [None]):
             intact.update(frame.pts for frame in codec.decode(packet) if not frame.is_corrupt)
-        broken = frozenset(position for position in leading if self._index.entries[position].pts not in intact)
-        return replace(self._index, undecodable=broken)
+        broken = frozenset(position for position in leading if self.index.entries[position].pts not in intact)
+        return replace(self.index, undecodable=broken)
 
     def _decode(self, run: Run) -> Iterator[tuple[int, VideoFrame]]:
         """Decode one run and check what comes out against the index.
@@ -194,7 +194,7 @@ class IndexedVideo(VideoFile):
         Interlaced video is left alone (a frame's two fields may differ in this), other codecs too (in HEVC and VP9
         "not referred to" holds with conditions).
         """
-        index, codec = self._index, self.stream.codec_context
+        index, codec = self.index, self.stream.codec_context
         begin = index.entries[run.start].pts
         wanted, expected = set(run.ordinals), set[int]()
         previous, may_skip = -1, False
@@ -228,7 +228,7 @@ class IndexedVideo(VideoFile):
 
     def _packets_from(self, start: int) -> Iterator[Packet]:
         """Packets from position `start` on; the container is asked to seek, and its answer is checked."""
-        entry = self._index.entries[start]
+        entry = self.index.entries[start]
         self.container.seek(entry.pts if entry.dts is None else entry.dts, stream=self.stream)
         packets = self._walk(start)
         first = next(packets, None)
@@ -246,7 +246,7 @@ class IndexedVideo(VideoFile):
         for packet in self.container.demux(self.stream):
             if not packet.size:
                 continue
-            position = self._index.position_of.get((packet.pts, packet.size))
+            position = self.index.position_of.get((packet.pts, packet.size))
             if due == start and (position is None or position < start):
                 continue
             if due == start and position > start:
