@@ -227,7 +227,7 @@ def test_mixed_records_cover_every_kind_of_media_and_problem(tmp_path):
 
 def test_corpus_holds_prompts_and_targets_but_no_answer_beside_its_tag():
     texts = list(corpus())
-    assert "Which color appears last?\nA. red\nB. green\nC. blue\nD. yellow" in texts
-    assert any(text.startswith("<think> I check") and text.endswith("</think>\n<answer>") for text in texts)
+    assert " Which color appears last? A. red B. green C. blue D. yellow" in texts
+    assert any(text.startswith("<think> I check") and text.endswith("</think><answer>") for text in texts)
     assert not any(re.search("<answer>.", text) for text in texts)
     assert texts == list(corpus(0)) != list(corpus(1))

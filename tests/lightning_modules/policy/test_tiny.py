@@ -105,8 +105,8 @@ def test_tokenizer_encodes_the_same_after_a_reload(folder, tokenizer):
     assert reloaded.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == list(range(14))
 
 
-def test_frequent_words_are_single_tokens(tokenizer):
-    for word in (" red", " green", " blue", " yellow", " yes", " no", " first", " last"):
+def test_the_words_that_decide_an_answer_are_single_tokens(tokenizer):
+    for word in (" red", " green", " blue", " yellow", " yes", " no"):
         assert len(tokenizer(word).input_ids) == 1
 
 
