@@ -6,27 +6,21 @@ that are none), `CountedVideo` decodes the whole file instead: slower, equally e
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from datamodules.packet_index import PacketEntry, PacketIndex, Run
+from datamodules.video_file import VideoFile
 from datamodules.video_metadata import unreadable
 
 if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.frame import VideoFrame
 
-DECODER_THREADS = 1
-"""Per file: data loader workers already read several files at once."""
 TIMED_FORMATS = frozenset({"mp4", "mpegts", "mpeg", "flv"})
 """FFmpeg's names of containers that always store presentation times."""
 MISSING_SECONDS = 0.5
@@ -36,63 +30,6 @@ MISSING_SHARE = 0.05
 
 class IndexMismatch(Exception):
     """The decoder's output contradicts the packet index."""
-
-
-class VideoFile:
-    """An open file with one video stream of interest; a context manager.
-
-    Args:
-        path: a file that FFmpeg can demux.
-
-    Raises:
-        VideoReadError: the file does not exist, is no media file or has no video stream.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        from av.video.reformatter import VideoReformatter
-
-        self.path = Path(path)
-        self._reformatter = VideoReformatter()
-        self._open()
-
-    def _open(self) -> None:
-        import av
-
-        try:
-            self.container = av.open(str(self.path), metadata_errors="ignore")
-        except FileNotFoundError as error:
-            raise unreadable(self.path, "the file does not exist", "Check the path and the data root.") from error
-        except av.FFmpegError as error:
-            raise unreadable(self.path, f"it cannot be opened as a video ({error})") from error
-        streams = [
-            stream
-            for stream in self.container.streams.video
-            if not stream.disposition & av.stream.Disposition.attached_pic
-        ]
-        if not streams:
-            self.container.close()
-            raise unreadable(self.path, "it has no video stream", "Leave the record out or name another file.")
-        self.stream = streams[0]
-        self.stream.thread_count = DECODER_THREADS
-        self.stream.thread_type = "NONE"
-
-    def reopen(self) -> None:
-        """Go back to the beginning, with a fresh decoder: sure in every container, unlike a seek."""
-        self.container.close()
-        self._open()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.container.close()
-
-    def rgb(self, frame: VideoFrame) -> Tensor:
-        """The decoded frame as uint8 [3, H, W], turned upright; colours equal `frame.to_ndarray(format="rgb24")`."""
-        array = self._reformatter.reformat(frame, format="rgb24", threads=DECODER_THREADS).to_ndarray()
-        image = torch.from_numpy(array).permute(2, 0, 1)
-        matrix = frame.side_data.get("DISPLAYMATRIX")
-        return image if matrix is None else upright(image, np.frombuffer(matrix, dtype=np.int32).tolist())
 
 
 class IndexedVideo(VideoFile):
@@ -105,6 +42,7 @@ class IndexedVideo(VideoFile):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
+        self._interlaced = False
         try:
             self.index = self._scan()
             self._check_complete()
@@ -125,7 +63,7 @@ class IndexedVideo(VideoFile):
     @property
     def duration(self) -> Fraction:
         """Seconds from the first frame's start to the last one's end."""
-        return self.index.seconds() or self.total_frames / _nominal_rate(self)
+        return self.index.seconds() or self.total_frames / self.nominal_rate
 
     def frames(self, ordinals: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
         """(ordinal, decoded frame) of the wanted frames in display order.
@@ -170,7 +108,7 @@ class IndexedVideo(VideoFile):
         if entries[-1].is_corrupt:
             raise unreadable(self.path, f"it is cut off within packet {len(entries)}")
         times = [entry.pts for entry in entries if entry.pts is not None and not entry.is_discard]
-        declared = _declared_seconds(self)
+        declared = self.declared_seconds
         if declared is None or not times:
             return
         found = float((max(times) - min(times) + entries[-1].duration) * time_base)
@@ -180,8 +118,8 @@ class IndexedVideo(VideoFile):
     def _without_broken_leaders(self) -> PacketIndex:
         """The index without those frames at the start that refer to a cut-off group of pictures and do not decode."""
         leading, first = self.index.leading, self.index.keyframes[0]
-        codec, intact = self.stream.codec_context, set()
         packets = islice(self._packets_from(first), max(leading) - first + 1)
+        codec, intact = self.stream.codec_context, set()
         for packet in chain(packets, [None]):
             intact.update(frame.pts for frame in codec.decode(packet) if not frame.is_corrupt)
         broken = frozenset(position for position in leading if self.index.entries[position].pts not in intact)
@@ -194,11 +132,11 @@ class IndexedVideo(VideoFile):
         Interlaced video is left alone (a frame's two fields may differ in this), other codecs too (in HEVC and VP9
         "not referred to" holds with conditions).
         """
-        index, codec = self.index, self.stream.codec_context
+        packets = islice(self._packets_from(run.start), run.stop - run.start + 1)
+        index, codec = self.index, self.stream.codec_context  # after the search for packets, which may reopen the file
         begin = index.entries[run.start].pts
         wanted, expected = set(run.ordinals), set[int]()
         previous, may_skip = -1, False
-        packets = islice(self._packets_from(run.start), run.stop - run.start + 1)
         # The None at the end drains the decoder: its delayed frames come out without further packets.
         for position, packet in enumerate(chain(packets, [None]), run.start):
             ordinal = index.ordinal_at.get(position) if packet is not None else None
@@ -215,7 +153,8 @@ class IndexedVideo(VideoFile):
                 if ordinal <= previous:
                     raise IndexMismatch(f"frames {previous} and {ordinal} came out in this order")
                 previous = ordinal
-                may_skip = codec.name == "h264" and not frame.interlaced_frame
+                self._interlaced |= frame.interlaced_frame
+                may_skip = codec.name == "h264" and not self._interlaced
                 expected.discard(ordinal)
                 if ordinal in wanted:
                     if frame.is_corrupt:
@@ -274,7 +213,7 @@ class CountedVideo(VideoFile):
             raise unreadable(self.path, "no frame of its video stream can be decoded")
         known = [time for time in times if time is not None]
         ticks = Fraction((max(known) - min(known)) * len(times), len(times) - 1) if len(known) > 1 else 0
-        self.duration: Fraction = ticks * self.stream.time_base or self.total_frames / _nominal_rate(self)
+        self.duration: Fraction = ticks * self.stream.time_base or self.total_frames / self.nominal_rate
         """Seconds; the frames' times are right as a set, even where they stand at the wrong frames."""
 
     def frames(self, ordinals: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
@@ -304,45 +243,3 @@ class CountedVideo(VideoFile):
         except av.FFmpegError as error:
             self.container.close()
             raise unreadable(self.path, f"packet {number} of its video stream cannot be decoded ({error})") from error
-
-
-def upright(image: Tensor, matrix: Sequence[int]) -> Tensor:
-    """Apply a display matrix (ISO 14496-12): mirror and turn by the nearest multiple of 90 degrees.
-
-    Args:
-        image: [..., H, W].
-        matrix: a, b, u, c, d, v, x, y, w; a pixel (p, q) = (column, row) is shown at (a p + c q + x, b p + d q + y).
-
-    Returns:
-        [..., H, W] or [..., W, H].
-    """
-    a, b, _, c, d, *_ = matrix
-    if abs(a) + abs(d) < abs(b) + abs(c):
-        image, column_sign, row_sign = image.transpose(-2, -1), c, b
-    else:
-        column_sign, row_sign = a, d
-    flipped = [axis for axis, sign in ((-1, column_sign), (-2, row_sign)) if sign < 0]
-    return image.flip(flipped) if flipped else image
-
-
-def _nominal_rate(video: VideoFile) -> Fraction:
-    """Frames per second as the container or the codec claims."""
-    rate = video.stream.average_rate or video.stream.guessed_rate
-    if not rate:
-        raise unreadable(video.path, "its frame rate is unknown")
-    return rate
-
-
-def _declared_seconds(video: VideoFile) -> float | None:
-    """Length of the video stream by the file's header, None where the format has no such field.
-
-    Elsewhere FFmpeg estimates a duration from the bit rate, which proves nothing.
-    """
-    formats = video.container.format.name.split(",")
-    if "mp4" in formats and video.stream.duration is not None:
-        return float(video.stream.duration * video.stream.time_base)
-    tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", video.stream.metadata.get("DURATION", ""))
-    if "matroska" in formats and tag:
-        hours, minutes, seconds = tag.groups()
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    return None

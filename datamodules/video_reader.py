@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 
 from datamodules.frame_sampling import SamplingProfile, frame_indices, plan_frames, plan_image_size
-from datamodules.pyav_reader import DECODER_THREADS, CountedVideo, IndexedVideo, IndexMismatch
+from datamodules.pyav_reader import CountedVideo, IndexedVideo, IndexMismatch
 from datamodules.types import FramePlan, VideoClip
+from datamodules.video_file import DECODER_THREADS
 from datamodules.video_metadata import VideoMetadata, VideoReadError, unreadable
 
 __all__ = ["READERS", "ReaderName", "VideoMetadata", "VideoReadError", "probe_video", "read_image", "read_video"]
@@ -82,7 +84,7 @@ def probe_video(path: str | Path) -> VideoMetadata:
         with IndexedVideo(path) as video:
             return _metadata(video)
     except IndexMismatch as mismatch:
-        _announce_full_decode(path, mismatch)
+        _announce_full_decode(Path(path), str(mismatch))
         with CountedVideo(path) as video:
             return _metadata(video)
 
@@ -101,7 +103,7 @@ def _read_pyav(path: Path, profile: SamplingProfile) -> VideoClip:
         with IndexedVideo(path) as video:
             return _sample(video, profile)
     except IndexMismatch as mismatch:
-        _announce_full_decode(path, mismatch)
+        _announce_full_decode(Path(path), str(mismatch))
         with CountedVideo(path) as video:
             return _sample(video, profile)
 
@@ -182,8 +184,10 @@ def _metadata(video: IndexedVideo | CountedVideo) -> VideoMetadata:
     )
 
 
-def _announce_full_decode(path: str | Path, mismatch: IndexMismatch) -> None:
-    _log.warning("%s: decoding the whole file to find its frames, because %s; re-encode it for speed.", path, mismatch)
+@cache
+def _announce_full_decode(path: Path, cause: str) -> None:
+    """Once per file and process, not once per epoch."""
+    _log.warning("%s: decoding the whole file to find its frames, because %s; re-encode it for speed.", path, cause)
 
 
 READERS: dict[str, Callable[[Path, SamplingProfile], VideoClip]] = {

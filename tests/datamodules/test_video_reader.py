@@ -13,7 +13,8 @@ from PIL import Image
 from benchmarks.video_cases import VideoCase, frame_number, full_decode, write_case
 from datamodules.frame_sampling import SamplingProfile, frame_indices, plan_frames
 from datamodules.packet_index import PacketEntry, PacketIndex, Run
-from datamodules.pyav_reader import CountedVideo, IndexedVideo, IndexMismatch, upright
+from datamodules.pyav_reader import CountedVideo, IndexedVideo, IndexMismatch
+from datamodules.video_file import upright
 from datamodules.video_reader import READERS, VideoReadError, probe_video, read_image, read_video, resize
 
 PROFILE = SamplingProfile(num_frames=16, min_pixels=28 * 28, max_pixels=64 * 96)
@@ -202,6 +203,36 @@ def test_contradicting_decoder_is_noticed(folder: Path) -> None:
         video.index = replace(video.index, entries=entries)
         with pytest.raises(IndexMismatch, match="packet 5 was not found in its place"):
             list(video.frames(range(100)))
+
+
+def test_seek_past_the_goal_is_mended(folder: Path) -> None:
+    path = clip_of(replace(PLAIN, name="long", frames=1000, gop=20), folder)
+    truth = list(full_decode(path, {500, 501, 520}))
+    with IndexedVideo(path) as video:
+        entries = list(video.index.entries)
+        start = video.index.start_of(video.index.shown[500])
+        entries[start] = entries[start]._replace(dts=entries[start + 60].dts)  # where the container is told to go
+        video.index = replace(video.index, entries=entries)
+        assert all(torch.equal(video.rgb(f), t) for (_, f), t in zip(video.frames([500, 501, 520]), truth, strict=True))
+
+
+def test_side_data_that_pyav_cannot_name(tmp_path: Path) -> None:
+    """Motion JPEG with EXIF data in its pictures."""
+    import av
+
+    with av.open(str(tmp_path / "camera.avi"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuvj420p"
+        for number in range(4):
+            picture = Image.new("RGB", (96, 64), (60 * number, 0, 0))
+            tags = picture.getexif()
+            tags[0x010F] = "a camera"
+            picture.save(tmp_path / "picture.jpg", exif=tags)
+            packet = av.Packet((tmp_path / "picture.jpg").read_bytes())
+            packet.stream, packet.pts, packet.dts = stream, number, number
+            packet.time_base, packet.is_keyframe = Fraction(1, 10), True
+            container.mux(packet)
+    assert_reads_exactly(tmp_path / "camera.avi")
 
 
 def cut(path: Path, share: float) -> Path:
