@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -13,7 +12,7 @@ from datamodules.encoding import PatchLayout, PromptEncoder
 from datamodules.frame_sampling import EVAL, TRAIN, SamplingProfile
 from datamodules.media import read_media
 from datamodules.prompts import PromptTemplate
-from datamodules.records import RecordFile, RecordSet
+from datamodules.records import RecordSet, open_records
 from datamodules.sampler import ResumableSampler
 from datamodules.types import EncodedPrompt
 from datamodules.video_reader import ReaderName
@@ -126,11 +125,32 @@ class VideoDataModule(L.LightningDataModule):
         self.records: dict[str, RecordSet] = {}
         self.tokenizer: Any = None
 
-    def setup(self, stage: str) -> None:
+    def load_tokenizer(self) -> None:
+        """Load the checkpoint's tokenizer, once."""
         if self.tokenizer is None:
             from transformers import AutoTokenizer
 
             self.tokenizer = AutoTokenizer.from_pretrained(self.model_name_or_path)
+
+    def stage_files(self, stage: str) -> list[str]:
+        """Data files of fit, validate, test or predict.
+
+        Raises:
+            ValueError: an unknown stage, or one without files.
+        """
+        if stage not in self.files:
+            raise ValueError(f"stage is {stage!r}; it must be one of {', '.join(map(repr, self.files))}.")
+        if not self.files[stage]:
+            argument = {"fit": "train_files", "validate": "val_files"}.get(stage, f"{stage}_files")
+            raise ValueError(f"`{stage}` needs data: give at least one file in data.init_args.{argument}.")
+        return self.files[stage]
+
+    def needs_process(self, stage: str) -> bool:
+        """Whether records of this stage must have a chain of thought."""
+        return stage == "fit" and self.train_format == "sft"
+
+    def setup(self, stage: str) -> None:
+        self.load_tokenizer()
         if stage == "fit":
             self._open("fit", required=True)
             self._open("validate", required=False)
@@ -161,17 +181,10 @@ class VideoDataModule(L.LightningDataModule):
         return self._eval_loader("predict")
 
     def _open(self, stage: str, *, required: bool) -> None:
-        files = self.files[stage]
-        if not files:
-            if required:
-                name = {"fit": "train_files", "validate": "val_files"}.get(stage, f"{stage}_files")
-                raise ValueError(f"`{stage}` needs data: give at least one file in data.{name}.")
+        if stage in self.records or not (required or self.files[stage]):
             return
-        if stage not in self.records:
-            require_process = stage == "fit" and self.train_format == "sft"
-            self.records[stage] = RecordSet(
-                [RecordFile(Path(file), Path(self.data_root), require_process=require_process) for file in files]
-            )
+        require_process = self.needs_process(stage)
+        self.records[stage] = open_records(self.stage_files(stage), self.data_root, require_process=require_process)
 
     def _dataset(self, stage: str, profile: SamplingProfile, *, with_targets: bool = False) -> EncodedRecords:
         encoder = PromptEncoder(

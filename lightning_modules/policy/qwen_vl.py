@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from datamodules.encoding import PatchLayout
 from datamodules.types import VisionInput
 from lightning_modules.functional.positions import mrope_position_ids
+from lightning_modules.policy.vision_tower import accelerate, segment_plans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -30,6 +31,7 @@ class QwenVLFamily:
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
         config, vision = model.config, model.config.vision_config
+        accelerate(model.model.visual)
         self.image_token_id: int = config.image_token_id
         self.video_token_id: int = config.video_token_id
         self.layout = PatchLayout(
@@ -72,7 +74,9 @@ class QwenVLFamily:
     def encode_vision(self, model: PreTrainedModel, vision: VisionInput) -> Tensor:
         """Features [M, H] of all media in one tower call, images and videos in order of appearance."""
         tower = model.model.visual
-        return tower(self._normalised(vision.patches, tower), grid_thw=vision.grid_thw).pooler_output
+        plans = segment_plans(vision.grid_thw.tolist(), tower, vision.patches.device)
+        pixels = self._normalised(vision.patches, tower)
+        return tower(pixels, grid_thw=vision.grid_thw, segment_plans=plans).pooler_output
 
     def dummy_vision(self, device: torch.device) -> VisionInput:
         """The smallest clip there is, for batches without media (see `Policy.embed`)."""
