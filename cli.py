@@ -42,6 +42,10 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
     class VideoRFTCLI(LightningCLI):
         def add_arguments_to_parser(self, parser) -> None:
             parser.link_arguments("model.init_args.model_name_or_path", "data.init_args.model_name_or_path")
+            for part in ("model", "data"):
+                parser.link_arguments("seed_everything", f"{part}.init_args.seed", compute_fn=int)
+            # Our sampler deals records out to ranks itself, and resumes where it stopped.
+            parser.set_defaults({"trainer.use_distributed_sampler": False})
 
         def instantiate_classes(self) -> None:
             if run:

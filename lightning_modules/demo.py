@@ -79,8 +79,6 @@ class Demo:
                 "fit",
                 f"--config={CONFIGS / f'{stage}.yaml'}",
                 *self._common(model, data),
-                f"--model.init_args.seed={self.seed}",
-                f"--data.init_args.seed={self.seed}",
                 f"--data.init_args.train_files=[{train_file}]",
                 f"--trainer.default_root_dir={folder}",
                 f"--trainer.logger.init_args.save_dir={folder}",

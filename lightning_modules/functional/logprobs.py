@@ -45,7 +45,12 @@ def token_statistics(
         weight.shape,
         targets.shape,
     )
-    return TokenStatistics(*_ChunkedTokenStatistics.apply(hidden, weight, targets, temperature, chunk_size))
+    # The backward runs outside of autocast, so the dtype of the products is settled here, once for both directions.
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    with torch.autocast(device, enabled=False):
+        outputs = _ChunkedTokenStatistics.apply(hidden.to(dtype), weight, targets, temperature, chunk_size)
+    return TokenStatistics(*outputs)
 
 
 def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
@@ -59,12 +64,13 @@ class _ChunkedTokenStatistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, chunk_size):
         precision = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        head = weight.to(hidden.dtype)
         logprobs = torch.empty(len(hidden), dtype=precision, device=hidden.device)
         normaliser, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
         is_top = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
         for start in range(0, len(hidden), chunk_size):
             rows = slice(start, start + chunk_size)
-            logits = _logits(hidden[rows], weight, temperature)
+            logits = _logits(hidden[rows], head, temperature)
             normaliser[rows] = logits.logsumexp(dim=-1)
             logprobs[rows] = logits.gather(1, targets[rows, None]).squeeze(1) - normaliser[rows]
             is_top[rows] = logits.argmax(dim=-1) == targets[rows]
@@ -80,19 +86,20 @@ class _ChunkedTokenStatistics(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_logprobs, _grad_entropy, _grad_is_top):
         hidden, weight, targets, normaliser = ctx.saved_tensors
+        head = weight.to(hidden.dtype)
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         # Chunks are added up in float32: a bfloat16 sum would lose the small ones.
         grad_weight = torch.zeros_like(weight, dtype=normaliser.dtype) if need_weight else None
         for start in range(0, len(hidden), ctx.chunk_size):
             rows = slice(start, start + ctx.chunk_size)
-            grad = _logits(hidden[rows], weight, ctx.temperature)
+            grad = _logits(hidden[rows], head, ctx.temperature)
             grad.sub_(normaliser[rows, None]).exp_().neg_()
             grad.scatter_add_(1, targets[rows, None], torch.ones_like(grad[:, :1]))
             grad.mul_(grad_logprobs[rows, None] / ctx.temperature)
-            grad = grad.to(weight.dtype)
+            grad = grad.to(hidden.dtype)
             if need_hidden:
-                grad_hidden[rows] = grad @ weight
+                grad_hidden[rows] = grad @ head
             if need_weight:
                 grad_weight += grad.T @ hidden[rows]
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None

@@ -50,3 +50,16 @@ def test_only_the_wanted_gradient_is_computed():
     hidden, weight = torch.randn(4, 8, requires_grad=True), torch.randn(16, 8)
     token_statistics(hidden, weight, torch.arange(4)).logprobs.sum().backward()
     assert hidden.grad is not None and weight.grad is None
+
+
+def test_autocast_with_float32_weights_keeps_float32_gradients():
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(6, 8, generator=generator).requires_grad_()
+    weight = torch.randn(16, 8, generator=generator).requires_grad_()
+    exact = token_statistics(hidden, weight, torch.arange(6)).logprobs
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = token_statistics(hidden, weight, torch.arange(6), chunk_size=4)
+    result.logprobs.sum().backward()
+    assert hidden.grad.dtype == weight.grad.dtype == result.logprobs.dtype == torch.float32
+    torch.testing.assert_close(result.logprobs, exact, rtol=0.05, atol=0.05)
+    assert not torch.equal(result.logprobs, exact)  # the products did run in bfloat16
