@@ -18,6 +18,8 @@ from lightning_modules.callbacks.curves import plot_curves
 from lightning_modules.policy.tiny import write_tiny_model
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "demo"
+TEACHER_ERROR = 0.6
+"""How often the teacher errs where it is prone to; SFT imitates that, GRPO has to mend it."""
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -50,7 +52,7 @@ class Demo:
         with self._stage("model", "Building a Qwen2.5-VL of half a million parameters"):
             write_tiny_model(self.output / "tiny_model", seed=self.seed)
         with self._stage("data", "Drawing clips with questions"):
-            data = write_dataset(self.output / "data", seed=self.seed)
+            data = write_dataset(self.output / "data", seed=self.seed, teacher_error=TEACHER_ERROR)
         with self._stage("sft", "Fine-tuning on the chains of thought of an imperfect teacher"):
             self._fit("sft", self.output / "tiny_model", data.sft, data)
         with self._stage("validation", "Asking the fine-tuned model held-out questions"):

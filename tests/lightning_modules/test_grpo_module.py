@@ -1,0 +1,140 @@
+import pytest
+import torch
+
+from lightning_modules.functional.policy_losses import LossSettings
+from lightning_modules.rollouts.types import SamplingConfig
+from rewards import AccuracyReward
+from tests.lightning_modules.module_runs import data_module, grpo_module, scalars, trainer
+
+NO_REFERENCE = LossSettings(beta=0.0)
+
+
+def run(folder, model, data, *, steps=3, data_options=None, **options):
+    module = grpo_module(model, **options)
+    loader = data_module(model, data, train_format="prompts", **(data_options or {}))
+    trainer(folder, max_steps=steps, limit_val_batches=0).fit(module, loader)
+    return module, scalars(folder)
+
+
+def test_a_run_logs_what_people_watch(tiny_folder, mixed_data, tmp_path):
+    module, logged = run(tmp_path, tiny_folder, mixed_data)
+    expected = {
+        "train/loss", "train/lr", "train/grad_norm", "train/reward/mean", "train/reward/std",
+        "train/reward/letter/mean", "train/reward/letter/std", "train/reward/format/mean",
+        "train/reward/accuracy/mean", "train/advantage/mean", "train/advantage/std", "train/zero_variance_groups",
+        "train/completion_tokens/mean", "train/truncated", "train/kl", "train/entropy", "train/clip_fraction",
+        "train/logprob_difference/mean", "train/logprob_difference/max", "train/tokens_per_second",
+        "seconds/data", "seconds/rollout", "seconds/reward", "seconds/update", "seconds/step",
+    }  # fmt: skip
+    assert expected <= logged.keys()
+    assert all(len(logged[tag]) == 3 for tag in expected - {"seconds/data"})
+    assert module.last_rollouts.advantages.shape == (4, 4)
+
+
+def test_sampler_and_trainer_agree_before_the_first_update(tiny_folder, mixed_data, tmp_path):
+    _, logged = run(tmp_path, tiny_folder, mixed_data, steps=1)
+    assert 0 < logged["train/logprob_difference/max"][0] < 1e-4
+
+
+def test_they_still_agree_after_updates(tiny_folder, mixed_data, tmp_path):
+    _, logged = run(tmp_path, tiny_folder, mixed_data, steps=5)
+    assert max(logged["train/logprob_difference/max"]) < 1e-4
+
+
+def test_training_raises_the_reward(tiny_folder, mixed_data, tmp_path):
+    _, logged = run(tmp_path, tiny_folder, mixed_data, steps=25, loss_settings=NO_REFERENCE, group_size=8)
+    rewards = logged["train/reward/letter/mean"]
+    assert sum(rewards[-5:]) > 1.5 * sum(rewards[:5])
+
+
+def test_kl_starts_at_zero_and_grows(tiny_folder, mixed_data, tmp_path):
+    _, logged = run(tmp_path, tiny_folder, mixed_data, steps=4)
+    assert logged["train/kl"][0] == pytest.approx(0, abs=1e-7)
+    assert logged["train/kl"][-1] > 1e-5
+
+
+def parameters(module):
+    return torch.cat([parameter.detach().flatten() for parameter in module.policy.parameters()])
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_micro_batches_give_the_same_trajectory(tiny_folder, mixed_data, tmp_path, size):
+    # In float64, because Adam's first steps divide tiny gradients by themselves and so magnify rounding.
+    options = {"dtype": "float64"}
+    whole, logged_whole = run(tmp_path / "whole", tiny_folder, mixed_data, **options)
+    split, logged_split = run(tmp_path / "split", tiny_folder, mixed_data, micro_batch_groups=size, **options)
+    for tag in ("train/loss", "train/grad_norm", "train/kl", "train/entropy", "train/reward/mean"):
+        assert logged_split[tag] == pytest.approx(logged_whole[tag], rel=1e-4, abs=1e-7), tag
+    torch.testing.assert_close(parameters(split), parameters(whole), rtol=0, atol=1e-4)
+
+
+def test_gradient_checkpointing_gives_the_same_trajectory(tiny_folder, mixed_data, tmp_path):
+    _, plain = run(tmp_path / "plain", tiny_folder, mixed_data, dtype="float64")
+    _, recomputed = run(tmp_path / "recomputed", tiny_folder, mixed_data, dtype="float64", gradient_checkpointing=True)
+    assert recomputed["train/grad_norm"] == pytest.approx(plain["train/grad_norm"], rel=1e-4)
+
+
+def test_inner_epochs_take_more_steps_on_each_rollout(tiny_folder, mixed_data, tmp_path):
+    module, logged = run(tmp_path, tiny_folder, mixed_data, steps=4, inner_epochs=2, loss_settings=NO_REFERENCE)
+    assert module.trainer.global_step == 4
+    assert len(logged["train/loss"]) == 2  # two rollouts
+
+
+def test_the_reference_stays_out_of_checkpoints_and_frozen(tiny_folder, mixed_data, tmp_path):
+    module, _ = run(tmp_path, tiny_folder, mixed_data)
+    path = tmp_path / "module.ckpt"
+    module.trainer.save_checkpoint(path)
+    checkpoint = torch.load(path, weights_only=True)
+    assert not [name for name in checkpoint["state_dict"] if name.startswith("reference.")]
+    fresh = grpo_module(tiny_folder)
+    fresh.configure_model()
+    initial = fresh.policy.state_dict()
+    for name, weight in module.reference.state_dict().items():
+        assert torch.equal(weight, initial[name]), name
+    fresh.on_load_checkpoint(checkpoint)
+    fresh.load_state_dict(checkpoint["state_dict"])  # strict
+    torch.testing.assert_close(parameters(fresh), parameters(module), rtol=0, atol=0)
+
+
+def test_no_reference_is_loaded_without_a_penalty(tiny_folder):
+    module = grpo_module(tiny_folder, loss_settings=NO_REFERENCE)
+    module.configure_model()
+    assert module.reference is None
+
+
+def test_the_same_seed_gives_the_same_run(tiny_folder, mixed_data, tmp_path):
+    _, first = run(tmp_path / "first", tiny_folder, mixed_data)
+    _, second = run(tmp_path / "second", tiny_folder, mixed_data)
+    _, other = run(tmp_path / "other", tiny_folder, mixed_data, seed=1)
+    assert first["train/loss"] == second["train/loss"]
+    assert first["train/reward/mean"] == second["train/reward/mean"]
+    assert first["train/reward/mean"] != other["train/reward/mean"]
+
+
+def test_fine_tuning_batches_are_refused(tiny_folder, mixed_data, tmp_path):
+    data = data_module(tiny_folder, mixed_data, train_format="sft")
+    with pytest.raises(ValueError, match="train_format: prompts"):
+        trainer(tmp_path, max_steps=1).fit(grpo_module(tiny_folder), data)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group_size": 1}, "group_size is 1.*>= 2"),
+        ({"loss": "grop"}, "'grop'; there are 'grpo'"),
+        ({"inner_epochs": 0}, "inner_epochs is 0"),
+        ({"micro_batch_groups": 0}, "micro_batch_groups is 0"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm is 0.0"),
+        ({"rewards": [AccuracyReward(gate="semantic")]}, "semantic"),
+        ({"rewards": []}, "at least one reward|no rewards|empty"),
+    ],
+)
+def test_impossible_settings_are_refused_at_construction(tiny_folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        grpo_module(tiny_folder, **options)
+
+
+def test_sampling_settings_reach_the_sampler(tiny_folder, mixed_data, tmp_path):
+    sampling = SamplingConfig(max_new_tokens=3)
+    _, logged = run(tmp_path, tiny_folder, mixed_data, steps=1, sampling=sampling)
+    assert logged["train/completion_tokens/max"][0] <= 3

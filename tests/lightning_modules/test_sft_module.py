@@ -1,0 +1,91 @@
+import math
+
+import pytest
+import torch
+
+from datamodules.collate import IGNORED_LABEL, SFTCollator
+from lightning_modules.metrics import TokenMetrics
+from tests.lightning_modules.module_runs import data_module, scalars, sft_module, trainer
+
+
+def test_training_learns_and_logs(tiny_folder, mixed_data, tmp_path):
+    module = sft_module(tiny_folder)
+    data = data_module(tiny_folder, mixed_data, train_format="sft")
+    trainer(tmp_path, max_steps=12, gradient_clip_val=1.0).fit(module, data)
+    logged = scalars(tmp_path)
+    losses = logged["train/loss"]
+    assert losses[0] == pytest.approx(math.log(384), abs=1.5)  # a random model spreads over 384 tokens
+    assert losses[-1] < losses[0] - 1
+    assert logged["train/perplexity"][0] == pytest.approx(math.exp(losses[0]), rel=1e-4)
+    for tag in ("train/token_accuracy", "train/lr", "train/grad_norm", "train/tokens_per_second", "seconds/update"):
+        assert len(logged[tag]) == 12, tag
+    assert {"val/accuracy", "val/format", "val/completion_tokens", "val/truncated"} <= logged.keys()
+
+
+def test_the_loss_is_that_of_the_labelled_tokens(tiny_folder, mixed_data, tmp_path):
+    """Against the full log-softmax of the stock forward, text-only records, where positions are undisputed."""
+    module = sft_module(tiny_folder, dtype="float64")
+    module.configure_model()
+    data = data_module(tiny_folder, mixed_data, train_format="sft")
+    data.setup("fit")
+    dataset = data._dataset("fit", data.train_profile, with_targets=True)
+    samples = [sample for sample in map(dataset.__getitem__, range(12)) if sample.prompt.vision is None]
+    batch = module.policy.locate(SFTCollator(pad_token_id=data.tokenizer.pad_token_id)(samples))
+    loss = module.training_step(batch, 0)
+
+    model = module.policy.model
+    logits = model(batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
+    labels = batch.labels[:, 1:]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL)
+    assert len(samples) >= 2
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_padding_does_not_change_the_loss(tiny_folder, mixed_data):
+    module = sft_module(tiny_folder, dtype="float64")
+    module.configure_model()
+    data = data_module(tiny_folder, mixed_data, train_format="sft")
+    data.setup("fit")
+    dataset = data._dataset("fit", data.train_profile, with_targets=True)
+    samples = [dataset[index] for index in range(6)]
+    collate = SFTCollator(pad_token_id=data.tokenizer.pad_token_id)
+    together = module.policy.target_statistics(module.policy.locate(collate(samples))).logprobs
+    alone = [module.policy.target_statistics(module.policy.locate(collate([s]))).logprobs for s in samples]
+    assert len({len(sample.prompt.input_ids) for sample in samples}) > 1
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-6)
+
+
+def test_token_metrics():
+    metrics = TokenMetrics()
+    statistics = type("S", (), {"logprobs": torch.tensor([0.5, 0.25]).log(), "is_top": torch.tensor([True, False])})
+    metrics.update(statistics)
+    metrics.update(statistics)
+    values = metrics.compute()
+    # Mean of ln 2 and ln 4 is 1.5 ln 2; perplexity 2 ** 1.5.
+    assert values["loss"].item() == pytest.approx(1.5 * math.log(2))
+    assert values["perplexity"].item() == pytest.approx(2**1.5)
+    assert values["token_accuracy"].item() == 0.5
+
+
+def test_prompts_to_train_on_are_refused(tiny_folder, mixed_data, tmp_path):
+    data = data_module(tiny_folder, mixed_data, train_format="prompts")
+    with pytest.raises(ValueError, match="train_format: sft"):
+        trainer(tmp_path, max_steps=1).fit(sft_module(tiny_folder), data)
+
+
+def test_validation_scores_every_record_once(tiny_folder, mixed_data, tmp_path):
+    module = sft_module(tiny_folder)
+    data = data_module(tiny_folder, mixed_data, train_format="sft")
+    rows = trainer(tmp_path).predict(module, datamodule=_predicting(data))
+    answered = [row["problem_id"] for batch in rows for row in batch]
+    assert len(answered) == 12 and len(set(answered)) == 12
+    (metrics,) = trainer(tmp_path).validate(module, datamodule=data, verbose=False)
+    assert metrics["val/completion_tokens"] <= 8
+    assert {name for name in metrics if name.startswith("val/accuracy/")} == {
+        f"val/accuracy/{kind}" for kind in ("multiple choice", "numerical", "OCR", "free-form", "regression")
+    }
+
+
+def _predicting(data):
+    data.files["predict"] = data.files["validate"]
+    return data
