@@ -12,7 +12,9 @@ from torch import Tensor
 AdvantageScale = Literal["group", "batch", "none"]
 
 
-def group_relative_advantages(rewards: Tensor, scale: AdvantageScale = "group", eps: float = 1e-4) -> Tensor:
+def group_relative_advantages(
+    rewards: Tensor, scale: AdvantageScale = "group", eps: float = 1e-4, *, all_rewards: Tensor | None = None
+) -> Tensor:
     """Rewards relative to their group's mean: A = (r - mean_group) / (std + eps).
 
     `scale` chooses std: that of the group with Bessel's correction (GRPO, arXiv 2402.03300, and the published VideoRFT
@@ -22,6 +24,8 @@ def group_relative_advantages(rewards: Tensor, scale: AdvantageScale = "group", 
         rewards: float [B, G].
         scale: "group", "batch" or "none".
         eps: keeps the division finite where all rewards of a group agree.
+        all_rewards: float, any shape: the rewards of all ranks, these included, whose std "batch" divides by; None
+            takes `rewards`. The other scales look at one group at a time and need none.
 
     Returns:
         float [B, G].
@@ -38,7 +42,7 @@ def group_relative_advantages(rewards: Tensor, scale: AdvantageScale = "group", 
     if scale == "group":
         return centred / (rewards.std(dim=1, keepdim=True) + eps)
     if scale == "batch":
-        return centred / (rewards.std() + eps)
+        return centred / ((rewards if all_rewards is None else all_rewards).std() + eps)
     if scale == "none":
         return centred
     raise ValueError(f"scale is {scale!r}; allowed are {', '.join(map(repr, get_args(AdvantageScale)))}.")

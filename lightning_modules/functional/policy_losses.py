@@ -1,102 +1,83 @@
-"""Policy-gradient losses as functions of log-probabilities.
+"""The policy losses by name, each with what it is divided by.
 
-Shapes: S completions, C completion tokens; all inputs are padded [S, C] with a mask, advantages are [S].
+A loss is a pure function of one micro-batch: its sum over that micro-batch divided by a denominator that is counted
+over the whole optimizer step beforehand (`count_batch`). So one batch of 8 completions, 8 accumulated batches of 1 and
+2 ranks of 4 give one gradient.
+
+Shapes: S completions, C completion tokens (longest).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from lightning_modules.functional.cispo_loss import cispo_loss
+from lightning_modules.functional.clipped_losses import grpo_loss, token_loss
+from lightning_modules.functional.gspo_loss import gspo_loss
+from lightning_modules.functional.policy_loss_terms import k3_divergence
+from lightning_modules.functional.policy_loss_types import (
+    BatchCounts,
+    LossInputs,
+    LossOutput,
+    LossSettings,
+    PolicyLoss,
+    count_batch,
+)
 
-import torch
-from torch import Tensor
-
-from lightning_modules.functional.masking import masked_mean, masked_row_mean
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossInputs:
-    """Everything a policy loss may look at."""
-
-    logprobs: Tensor
-    """float [S, C], differentiable, of the policy being trained."""
-    old_logprobs: Tensor
-    """float [S, C], of the policy when it sampled; equal to `logprobs` in the first inner epoch."""
-    reference_logprobs: Tensor | None
-    """float [S, C], of the reference policy; None when beta is 0."""
-    advantages: Tensor
-    """float [S]."""
-    mask: Tensor
-    """bool [S, C], true on completion tokens (end-of-sequence included)."""
-    denominator: float
-    """What the sum is divided by: the completions of the whole step over all micro-batches, so that splitting a
-    batch does not change its gradient."""
+__all__ = [
+    "LOSSES",
+    "BatchCounts",
+    "LossInputs",
+    "LossOutput",
+    "LossSettings",
+    "PolicyLoss",
+    "count_batch",
+    "find_loss",
+    "k3_divergence",
+]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LossSettings:
-    """Coefficients of the policy loss."""
-
-    beta: float = 0.04
-    """Weight of the KL penalty towards the reference; 0 drops the reference altogether."""
-    clip_low: float = 0.2
-    """The probability ratio counts down to 1 - clip_low."""
-    clip_high: float = 0.2
-    """The probability ratio counts up to 1 + clip_high."""
-    kl_log_clamp: float = 10.0
-    """Bound on the log-ratio inside the KL estimate (published code: 10)."""
-
-    def __post_init__(self) -> None:
-        if self.beta < 0:
-            raise ValueError(f"loss.beta is {self.beta}; it must be >= 0 (0 trains without a reference).")
-        if not 0 < self.clip_low <= 1 or self.clip_high <= 0:
-            raise ValueError(
-                f"loss.clip_low is {self.clip_low} and loss.clip_high is {self.clip_high}; clip_low must be in (0, 1] "
-                "and clip_high > 0."
-            )
+def _completions(counts: BatchCounts) -> float:
+    return counts.completions
 
 
-@dataclass(frozen=True, kw_only=True)
-class LossOutput:
-    """A loss to differentiate and what to log about it."""
-
-    loss: Tensor
-    """Scalar."""
-    metrics: Mapping[str, Tensor]
-    """Detached scalars: means over the tokens of this micro-batch."""
+def _tokens(counts: BatchCounts) -> float:
+    return counts.tokens
 
 
-def k3_divergence(logprobs: Tensor, reference_logprobs: Tensor, log_clamp: float = 10.0) -> Tensor:
-    """Per-token estimate of KL(policy || reference): exp(x) - x - 1 with x = clamp(log ref - log policy).
+def _local_tokens(counts: BatchCounts) -> float:
+    """The tokens of this rank's share of the step.
 
-    Never negative and unbiased without the clamp (Schulman 2020, "Approximating KL divergence", estimator k3). [S, C].
+    Ranks then weigh the same however long their completions are: of all losses only BNPO tells 2 ranks of 4 from one
+    batch of 8. It is what "local batch" means there; with one rank it is DAPO's count, and micro-batches still add up.
     """
-    x = (reference_logprobs - logprobs).clamp(-log_clamp, log_clamp)
-    return x.exp() - x - 1
+    return counts.local_tokens
 
 
-def grpo_loss(inputs: LossInputs, settings: LossSettings) -> LossOutput:
-    """Clipped surrogate with a KL penalty, mean over tokens, then over completions (arXiv 2402.03300, equation 3).
+def _token_budget(counts: BatchCounts) -> float:
+    """The tokens there would be if every completion were as long as allowed: a constant, so length has no weight."""
+    return counts.completions * counts.max_new_tokens
 
-    L = sum_s mean_c( -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) + beta * k3 ) / denominator,
-    r = exp(logp - logp_old). With logp_old = logp the gradient is that of the published one-update code.
+
+LOSSES: dict[str, PolicyLoss] = {
+    "grpo": PolicyLoss(function=grpo_loss, normaliser=_completions),
+    "dr_grpo": PolicyLoss(function=token_loss, normaliser=_token_budget),
+    "dapo": PolicyLoss(function=token_loss, normaliser=_tokens),
+    "bnpo": PolicyLoss(function=token_loss, normaliser=_local_tokens),
+    "gspo": PolicyLoss(function=gspo_loss, normaliser=_completions),
+    "cispo": PolicyLoss(function=cispo_loss, normaliser=_tokens, uses_delta=False),
+}
+
+
+def find_loss(name: str, settings: LossSettings) -> PolicyLoss:
+    """The loss called `name`, once its settings are known to mean something to it.
+
+    Raises:
+        ValueError: there is no such loss, or it does not use `settings.delta` and that is set.
     """
-    ratio = (inputs.logprobs - inputs.old_logprobs).exp()
-    clipped_ratio = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
-    advantages = inputs.advantages[:, None]
-    token_loss = -torch.minimum(ratio * advantages, clipped_ratio * advantages)
-    # A token is clipped where the clamp took its gradient away, not wherever the ratio left the interval.
-    clipped = clipped_ratio * advantages < ratio * advantages
-    metrics = {
-        "clip_fraction": masked_mean(clipped.float(), inputs.mask),
-        "ratio": masked_mean(ratio.detach(), inputs.mask),
-    }
-    if inputs.reference_logprobs is not None:
-        divergence = k3_divergence(inputs.logprobs, inputs.reference_logprobs, settings.kl_log_clamp)
-        token_loss = token_loss + settings.beta * divergence
-        metrics["kl"] = masked_mean(divergence.detach(), inputs.mask)
-    loss = masked_row_mean(token_loss, inputs.mask).sum() / inputs.denominator
-    return LossOutput(loss=loss, metrics=metrics)
-
-
-LOSSES: dict[str, Callable[[LossInputs, LossSettings], LossOutput]] = {"grpo": grpo_loss}
+    if name not in LOSSES:
+        raise ValueError(f"model.loss is {name!r}; there are {', '.join(map(repr, LOSSES))}.")
+    if settings.delta is not None and not LOSSES[name].uses_delta:
+        raise ValueError(
+            f"model.loss is {name!r} and model.loss_settings.delta is {settings.delta}; this loss bounds every ratio "
+            "by 1 + clip_high already. Set delta: null."
+        )
+    return LOSSES[name]

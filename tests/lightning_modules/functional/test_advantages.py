@@ -19,6 +19,28 @@ def test_batch_scale():
     torch.testing.assert_close(group_relative_advantages(REWARDS, "batch"), expected, atol=1e-5, rtol=0)
 
 
+def test_batch_scale_over_all_ranks():
+    # With another rank's 5 and -3 (twice each): twelve rewards, sum 8 + 4 = 12, mean 1; squared deviations 6 + 16 * 4 =
+    # 70, std sqrt(70 / 11) = 2.52262. Means stay those of the groups.
+    other = torch.tensor([[5.0, -3.0], [5.0, -3.0]])
+    gathered = torch.cat([REWARDS.flatten(), other.flatten()])
+    expected = torch.tensor([[0.5, -0.5, 0.5, -0.5], [1.5, -0.5, -0.5, -0.5]]) / (2.52262 + 1e-4)
+    actual = group_relative_advantages(REWARDS, "batch", all_rewards=gathered)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+def test_ranks_scale_as_one_batch():
+    whole = group_relative_advantages(REWARDS, "batch")
+    ranks = [group_relative_advantages(REWARDS[rank : rank + 1], "batch", all_rewards=REWARDS) for rank in range(2)]
+    torch.testing.assert_close(torch.cat(ranks), whole, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("scale", ["group", "none"])
+def test_scales_of_one_group_do_not_look_at_other_ranks(scale):
+    actual = group_relative_advantages(REWARDS, scale, all_rewards=torch.tensor([100.0, -100.0]))
+    torch.testing.assert_close(actual, group_relative_advantages(REWARDS, scale), rtol=0, atol=0)
+
+
 def test_no_scale():
     expected = torch.tensor([[0.5, -0.5, 0.5, -0.5], [1.5, -0.5, -0.5, -0.5]])
     torch.testing.assert_close(group_relative_advantages(REWARDS, "none"), expected)
