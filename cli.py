@@ -12,7 +12,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from lightning_modules import error_messages
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
@@ -20,12 +22,17 @@ if TYPE_CHECKING:
 TRACEBACK_VARIABLE = "VIDEORFT_TRACEBACK"
 """Set to anything, it makes a user's mistake end in its traceback too."""
 
+CHECKPOINT_KEYWORDS = ("last", "best", "hpc")
+"""What Lightning resolves itself where a checkpoint's path could stand."""
+
 KNOWN_WARNINGS = (
     r"LightningCLI's args parameter is intended to run from within Python",
     r"You have overridden `on_before_batch_transfer` in `LightningModule`",  # on purpose: positions are the policy's
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own
     r"Total length of `list` across ranks is zero",  # fit without validation files
     r"The '\w+_dataloader' does not have many workers",  # the number of workers is configured
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # GRPO's frozen reference
+    r"`gradient_checkpointing_enable` is deprecated",  # its successor is not in the oldest transformers supported
 )
 
 
@@ -34,10 +41,20 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
 
     Without `run` there is no subcommand and nothing is built: the parsed configuration is in `.config`.
     """
-    from lightning.pytorch.cli import LightningCLI
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     from datamodules.video_datamodule import VideoDataModule
+    from lightning_modules.policy.loading import supported_model_type
     from lightning_modules.policy_module import PolicyModule
+
+    class Parser(LightningArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            if not self.exit_on_error:
+                super().error(message, ex)
+            parser = getattr(ex, "subcommand_parser", None) or self
+            self.exit(
+                2, f"error: {error_messages.plain(message)}\n{error_messages.option_hint(message, parser.prog)}\n"
+            )
 
     class VideoRFTCLI(LightningCLI):
         def add_arguments_to_parser(self, parser) -> None:
@@ -47,9 +64,14 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
             # Our sampler deals records out to ranks itself, and resumes where it stopped.
             parser.set_defaults({"trainer.use_distributed_sampler": False})
 
+        def before_instantiate_classes(self) -> None:
+            if run:
+                _check_checkpoint(self.config[self.subcommand].get("ckpt_path"))
+
         def instantiate_classes(self) -> None:
             if run:
                 super().instantiate_classes()
+                supported_model_type(self.model.model_name_or_path)  # said before any data file is read
 
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
@@ -61,14 +83,22 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
         auto_configure_optimizers=False,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"description": __doc__},
+        parser_class=Parser,
         args=list(arguments),
         run=run,
     )
 
 
+def _check_checkpoint(path: str | None) -> None:
+    if path and path not in CHECKPOINT_KEYWORDS and "://" not in path and not Path(path).exists():
+        raise ValueError(
+            f"ckpt_path is {path!r}, which does not exist (looked from {Path.cwd()}). Give a checkpoint of an earlier "
+            f"run, or one of {', '.join(CHECKPOINT_KEYWORDS)}."
+        )
+
+
 def lightning_command(arguments: Sequence[str]) -> None:
-    """Run fit, validate, test or predict."""
+    """Run fit, validate, test or predict; `arguments` begin with that name."""
     lightning_cli(arguments)
 
 
@@ -87,11 +117,11 @@ def demo_command(arguments: Sequence[str]) -> None:
 
         Demo(output=Path(output), seed=seed, run=lightning_command).run_all()
 
-    auto_cli(demo, args=list(arguments), as_positional=False)
+    auto_cli(demo, args=list(arguments[1:]), as_positional=False, prog="cli.py demo")
 
 
 def check_data(
-    config: list[str],
+    config: list[str] | None = None,
     stage: str = "fit",
     limit: int | None = None,
     decode: bool = True,
@@ -100,7 +130,7 @@ def check_data(
     """Look at every record and its media as a run would, without a model.
 
     Args:
-        config: the YAML files of the run.
+        config: YAML file of the run; give the option once per file.
         stage: whose files: fit, validate, test or predict.
         limit: decode and count only the first so many records; null for all.
         decode: read the sampled frames; false reads headers only.
@@ -109,13 +139,17 @@ def check_data(
     from datamodules import doctor
     from datamodules.records import scan
 
+    if config is None:
+        raise ValueError("`check data` needs the YAML files of a run; give each with -c (--config).")
     data = _configured(config, "data")
     files = data.stage_files(stage)
+    profile = data.train_profile if stage == "fit" else data.eval_profile
     data.load_tokenizer()
+    data.check_patch_sizes(profile)
     report = doctor.check_data(
         chain.from_iterable(scan(file, require_process=data.needs_process(stage)) for file in files),
         data.data_root,
-        data.train_profile if stage == "fit" else data.eval_profile,
+        profile,
         count_tokens=doctor.text_token_counter(data.tokenizer, data.prompt),
         max_prompt_tokens=data.max_prompt_tokens,
         limit=limit,
@@ -135,7 +169,7 @@ def check_rewards(
     """Score the gold answers of a run's data with its rewards, or a file of completions.
 
     Args:
-        config: the YAML files of the run.
+        config: YAML file of the run; give the option once per file.
         stage: whose files: fit, validate, test or predict.
         completions: JSONL with problem_type, completion and solution in every row, instead of a run.
         output: the same rows with their scores.
@@ -151,6 +185,8 @@ def check_rewards(
     if completions is not None:
         if output is None:
             raise ValueError("`check rewards --completions` also needs --output, the file to write.")
+        if not Path(completions).is_file():
+            raise ValueError(f"--completions is {completions!r}, which is not a file (looked from {Path.cwd()}).")
         print(score_completions_file(Path(completions), Path(output)).render())
         return
     data, model = _configured(config, "data"), _configured(config, "model")
@@ -159,11 +195,27 @@ def check_rewards(
     _finish(doctor.check_rewards(records, suite))
 
 
+CHECKS: dict[str, Callable[..., None]] = {"data": check_data, "rewards": check_rewards}
+"""What `check` can look at."""
+
+
 def check_command(arguments: Sequence[str]) -> None:
     """Look at data or rewards before training."""
-    from jsonargparse import auto_cli
+    from jsonargparse import ArgumentParser
 
-    auto_cli({"data": check_data, "rewards": check_rewards}, args=list(arguments), as_positional=False)
+    parser = ArgumentParser(prog="cli.py check", description="Look at data or rewards before training.")
+    subcommands = parser.add_subcommands(dest="check", metavar="CHECK")
+    for name, function in CHECKS.items():
+        summary = function.__doc__.splitlines()[0]
+        subparser = ArgumentParser(description=summary)
+        # Repeatable as in fit; in an option of type list[str] the second file would replace the first.
+        subparser.add_argument(
+            "-c", "--config", action="append", metavar="YAML", help="YAML file of the run; repeatable"
+        )
+        subparser.add_function_arguments(function, skip={"config"}, as_group=False)
+        subcommands.add_subcommand(name, subparser, help=summary)
+    given = parser.parse_args(list(arguments[1:]))
+    CHECKS[given.check](**given[given.check])
 
 
 def _configured(config: Sequence[str], part: str):
@@ -180,20 +232,59 @@ def _finish(report) -> None:
         sys.exit(1)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"demo": demo_command, "check": check_command}
-"""Commands besides those of LightningCLI."""
+class Command(NamedTuple):
+    run: Callable[[Sequence[str]], None]
+    """Takes the command line, the command's own name first."""
+    summary: str
+
+
+COMMANDS: dict[str, Command] = {
+    "fit": Command(lightning_command, "train the model of the given YAML files"),
+    "validate": Command(lightning_command, "answer the validation questions and measure"),
+    "test": Command(lightning_command, "answer the test questions and measure"),
+    "predict": Command(lightning_command, "answer questions"),
+    "demo": Command(demo_command, "teach a tiny model on the CPU, without a download"),
+    "check": Command(check_command, "look at data or rewards before training"),
+}
+"""All commands, as `python cli.py --help` lists them."""
+
+
+def overview() -> str:
+    """What `python cli.py --help` prints."""
+    lines = ["usage: python cli.py COMMAND ...", ""]
+    lines += [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
+    lines += [
+        "",
+        "`python cli.py COMMAND --help` lists a command's options. Runs are stacked YAML files:",
+        "`python cli.py fit -c configs/grpo/qwen2_5_vl_7b.yaml -c configs/trainer/1gpu.yaml`.",
+    ]
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; a user's mistake ends in one message, everything else in its traceback."""
+    """Run a command; a user's mistake ends in one message, everything else in its traceback.
+
+    Returns:
+        The exit status: 0, or 2 after a user's mistake. Checks that find something, `--help` and faults of the
+        command line leave by SystemExit.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    command = COMMANDS.get(given[0], lightning_command) if given else lightning_command
+    if given[:1] in (["-h"], ["--help"]):
+        print(overview())
+        return 0
+    if not given or given[0] not in COMMANDS:
+        said = f"there is no command {given[0]!r}" if given else "a command is missing"
+        print(f"error: {said}\n\n{overview()}", file=sys.stderr)
+        return 2
     try:
-        command(given[1:] if command is not lightning_command else given)
-    except ValueError as error:
+        COMMANDS[given[0]].run(given)
+    except error_messages.mistakes() as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        print(f"error: {error}\n({TRACEBACK_VARIABLE}=1 shows where this was raised)", file=sys.stderr)
+        print(
+            f"error: {error_messages.reason(error)}\n({TRACEBACK_VARIABLE}=1 shows where this was raised)",
+            file=sys.stderr,
+        )
         return 2
     return 0
 

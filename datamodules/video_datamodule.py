@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.collate import PromptCollator, SFTCollator, SFTSample
-from datamodules.encoding import PatchLayout, PromptEncoder
+from datamodules.encoding import PatchLayout, PromptEncoder, media_token_id
 from datamodules.frame_sampling import EVAL, TRAIN, SamplingProfile
 from datamodules.media import read_media
 from datamodules.prompts import PromptTemplate
@@ -124,13 +125,48 @@ class VideoDataModule(L.LightningDataModule):
         self.seed = seed
         self.records: dict[str, RecordSet] = {}
         self.tokenizer: Any = None
+        self._train_sampler: ResumableSampler | None = None
+        self._resume_from: dict[str, Any] | None = None
 
     def load_tokenizer(self) -> None:
-        """Load the checkpoint's tokenizer, once."""
+        """Load the checkpoint's tokenizer, once.
+
+        Raises:
+            ValueError: there is none in that place, or it is not one of a Qwen2-VL model.
+        """
         if self.tokenizer is None:
             from transformers import AutoTokenizer
 
-            self.tokenizer = AutoTokenizer.from_pretrained(self.model_name_or_path)
+            try:
+                self.tokenizer = AutoTokenizer.from_pretrained(self.model_name_or_path)
+            except (OSError, ValueError) as error:
+                raise self._no_checkpoint("tokenizer", error) from error
+            media_token_id(self.tokenizer, "<|video_pad|>")  # a folder without tokenizer files gives an empty one
+
+    def check_patch_sizes(self, profile: SamplingProfile) -> None:
+        """Compare a profile's patch sizes with those of the checkpoint's vision tower.
+
+        Raises:
+            ValueError: they differ, or the checkpoint has no vision tower.
+        """
+        from transformers import AutoConfig
+
+        try:
+            vision = AutoConfig.from_pretrained(self.model_name_or_path).vision_config
+        except (OSError, ValueError, AttributeError) as error:
+            raise self._no_checkpoint("config of a vision tower", error) from error
+        wanted = {
+            "patch_size": vision.patch_size,
+            "merge_size": vision.spatial_merge_size,
+            "temporal_patch_size": vision.temporal_patch_size,
+        }
+        for name, size in wanted.items():
+            if getattr(profile, name) != size:
+                raise ValueError(
+                    f"A sampling profile has {name} {getattr(profile, name)}, but the vision tower of "
+                    f"{self.model_name_or_path} has {size}; set {name}: {size} in data.init_args.train_profile and "
+                    "data.init_args.eval_profile."
+                )
 
     def stage_files(self, stage: str) -> list[str]:
         """Data files of fit, validate, test or predict.
@@ -150,8 +186,11 @@ class VideoDataModule(L.LightningDataModule):
         return stage == "fit" and self.train_format == "sft"
 
     def setup(self, stage: str) -> None:
+        stage = TrainerFn(stage).value
         self.load_tokenizer()
+        self.check_patch_sizes(self.eval_profile)
         if stage == "fit":
+            self.check_patch_sizes(self.train_profile)
             self._open("fit", required=True)
             self._open("validate", required=False)
         else:
@@ -169,6 +208,10 @@ class VideoDataModule(L.LightningDataModule):
             world_size=self.trainer.world_size,
             shuffle=self.shuffle,
         )
+        if self._resume_from is not None:
+            sampler.load_state_dict(self._resume_from)
+            self._resume_from = None
+        self._train_sampler = sampler
         return self._loader(dataset, sampler, collator(pad_token_id=self.tokenizer.pad_token_id), self.batch_size)
 
     def val_dataloader(self) -> DataLoader | list:
@@ -179,6 +222,25 @@ class VideoDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         return self._eval_loader("predict")
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far training is in the order of records; empty before training."""
+        if self._train_sampler is None:
+            return {}
+        loop = self.trainer.fit_loop
+        return self._train_sampler.state_dict(
+            epoch=loop.epoch_progress.current.ready - 1, batches=loop.epoch_loop.batch_progress.current.ready
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next training loader continue where `state_dict` was taken."""
+        self._resume_from = state_dict
+
+    def _no_checkpoint(self, part: str, error: Exception) -> ValueError:
+        return ValueError(
+            f"model_name_or_path is {self.model_name_or_path!r}, where no {part} was found. Give the folder or the "
+            f"Hugging Face name of a Qwen2-VL or Qwen2.5-VL checkpoint. ({error})"
+        )
 
     def _open(self, stage: str, *, required: bool) -> None:
         if stage in self.records or not (required or self.files[stage]):

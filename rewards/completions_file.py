@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,6 +34,16 @@ class CompletionsSummary:
         """Number of rows in the file."""
         return sum(self.counts.values())
 
+    def render(self) -> str:
+        """Plain text: rows and means by problem type."""
+        names = list(dict.fromkeys(name for scores in self.means.values() for name in scores))
+        width = max(map(len, ["problem type", *(kind.value for kind in self.counts)]))
+        lines = [f"{self.count:,} completions", f"  {'problem type':<{width}}  {'rows':>8}" + _columns(names)]
+        for kind, count in self.counts.items():
+            scores = _columns([f"{self.means[kind][name]:.3f}" for name in names])
+            lines.append(f"  {kind.value:<{width}}  {count:>8,}{scores}")
+        return "\n".join(lines)
+
 
 def score_completions_file(input: Path, output: Path) -> CompletionsSummary:
     """Write each row of a JSONL file with its breakdown added under "rewards": accuracy, format and total, their sum.
@@ -60,6 +70,10 @@ def score_completions_file(input: Path, output: Path) -> CompletionsSummary:
     finally:
         partial.unlink(missing_ok=True)
     return summary
+
+
+def _columns(cells: Sequence[str]) -> str:
+    return "".join(f"{cell:>10}" for cell in cells)
 
 
 def _write_scored(rows: Iterator[dict[str, Any]], stream: TextIO) -> CompletionsSummary:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 AttentionImplementation = Literal["auto", "sdpa", "flash_attention_2", "eager"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 
+Part = Literal["vision_tower", "merger", "embeddings", "language_model"]
+
 FAMILIES: dict[str, type[QwenVLFamily]] = {"qwen2_vl": QwenVLFamily, "qwen2_5_vl": QwenVLFamily}
 """`model_type` of a checkpoint's config -> its adapter."""
 
@@ -29,6 +32,7 @@ def load_policy(
     attn_implementation: AttentionImplementation = "auto",
     gradient_checkpointing: bool = False,
     logprob_chunk_size: int = 1024,
+    freeze: Sequence[Part] = (),
 ) -> Policy:
     """Load weights and processor of a Qwen2-VL or Qwen2.5-VL checkpoint.
 
@@ -39,21 +43,30 @@ def load_policy(
             sdpa. The language model always uses the shared-prefix attention, which is sdpa.
         gradient_checkpointing: recompute activations of every layer in the backward.
         logprob_chunk_size: rows of logits that exist at a time.
+        freeze: parts that do not train. With both the vision tower and the merger frozen, sampling, policy and
+            reference share one tower call per step.
 
     Raises:
-        ValueError: the folder does not exist or holds another kind of model.
+        ValueError: the folder does not exist, is incomplete or holds another kind of model.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     family = FAMILIES[supported_model_type(model_name_or_path)]
-    processor = AutoProcessor.from_pretrained(model_name_or_path)
-    model = AutoModelForImageTextToText.from_pretrained(model_name_or_path, dtype=getattr(torch, dtype))
+    try:
+        processor = AutoProcessor.from_pretrained(model_name_or_path)
+        model = AutoModelForImageTextToText.from_pretrained(model_name_or_path, dtype=getattr(torch, dtype))
+    except OSError as error:
+        raise ValueError(f"The checkpoint {model_name_or_path!r} is incomplete: {error}") from error
     model.set_attn_implementation({"vision_config": resolve_attention(attn_implementation)})
     use_shared_prefix_attention(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()  # from_pretrained leaves evaluation mode behind
-    return Policy(model, processor, family(model, processor), logprob_chunk_size=logprob_chunk_size)
+    adapter = family(model, processor)
+    for part in freeze:
+        for parameter in adapter.parts(model)[part]:
+            parameter.requires_grad_(False)
+    return Policy(model, processor, adapter, logprob_chunk_size=logprob_chunk_size)
 
 
 def supported_model_type(model_name_or_path: str) -> str:

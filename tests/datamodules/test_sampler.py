@@ -187,8 +187,12 @@ class Numbers(lightning.LightningDataModule):
         self.sampler.load_state_dict(state)
 
 
+@pytest.fixture
+def quiet(caplog):
+    caplog.set_level(logging.ERROR, logger="lightning.pytorch")
+
+
 def trained(num_workers=0, callbacks=(), checkpoint=None):
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_epochs=3,
@@ -204,6 +208,7 @@ def trained(num_workers=0, callbacks=(), checkpoint=None):
     return module.seen
 
 
+@pytest.mark.usefixtures("quiet")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("step", "num_workers"), [(3, 0), (5, 0), (7, 0), (7, 2), (10, 2)])
 def test_lightning_resumes_after_any_step_with_the_batches_that_were_left(tmp_path, step, num_workers):
@@ -214,6 +219,7 @@ def test_lightning_resumes_after_any_step_with_the_batches_that_were_left(tmp_pa
     assert trained(num_workers, checkpoint=tmp_path / f"step={step}.ckpt") == whole[step:]
 
 
+@pytest.mark.usefixtures("quiet")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_lightning_resumes_after_a_checkpoint_at_an_epochs_end(tmp_path, num_workers):

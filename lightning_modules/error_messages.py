@@ -1,0 +1,47 @@
+"""What the command line says about a user's mistake: the reason and the mend, without what libraries add."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+_WORKER_ERROR = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\n")
+_UNION_NOISE = re.compile(
+    r"\s*(?:Does not validate against any of|Subtypes: |Errors:$|- Expected a <class 'NoneType'>|Given value)"
+)
+_REFUSED_ARGUMENT = re.compile(
+    r"""Parser key "([\w.]+)":.*Problem with given class_path '([\w.]+)':\s+(?:Option|unrecognized)""", re.DOTALL
+)
+
+
+def mistakes() -> tuple[type[Exception], ...]:
+    """The exceptions that stand for a user's mistake; to be asked when one was raised, since it imports nothing."""
+    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
+    return (ValueError, lightning.MisconfigurationException) if lightning else (ValueError,)
+
+
+def reason(error: Exception) -> str:
+    """The message that was raised, wherever it was: in a loader's worker or while a class was built from YAML."""
+    message = str(error)
+    if _WORKER_ERROR.match(message):
+        # The worker's traceback ends in the message, after the last line that begins with the exception's name.
+        *_, start = re.finditer(rf"^(?:[\w.]+\.)?{type(error).__name__}: ", message, re.MULTILINE)
+        message = message[start.end() :].strip()
+    return plain(message)
+
+
+def plain(message: str) -> str:
+    """jsonargparse's message without what it says about the alternatives of a union type."""
+    if "Union subtypes" not in message:
+        return message
+    lines = [line for line in message.splitlines() if not _UNION_NOISE.match(line)]
+    return "\n".join(lines).strip().removeprefix("- ")
+
+
+def option_hint(message: str, prog: str) -> str:
+    """Which command lists what may be given in place of what jsonargparse refused."""
+    prog = prog.replace(" [options]", "")
+    refused = _REFUSED_ARGUMENT.search(message)
+    if refused:
+        return f"(`python {prog} --{refused[1]}.help={refused[2]}` lists its arguments)"
+    return f"(`python {prog} --help` lists all options; complete runs stand in configs/)"
