@@ -119,6 +119,8 @@ class PromptBatch:
     """int64 [3, B, P]: temporal, vertical and horizontal rotary positions; filled by the policy, whose rule it is."""
     next_position: Tensor | None = None
     """int64 [B]: position of the first completion token, the same in all three rows; filled by the policy."""
+    vision_features: Tensor | None = None
+    """[M, H]: features of all media, M merged patches; filled where a frozen vision tower computes them once."""
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -11,7 +11,7 @@ from datamodules.sampler import sample_seed
 from datamodules.types import PromptBatch, SFTBatch
 from lightning_modules.metrics import AnswerMetrics
 from lightning_modules.optim import OptimizerConfig, build_optimizer, build_scheduler
-from lightning_modules.policy.loading import AttentionImplementation, Dtype, load_policy
+from lightning_modules.policy.loading import AttentionImplementation, Dtype, Part, load_policy
 from lightning_modules.policy.policy import Policy
 from lightning_modules.rollouts.scoring import scored_answer
 from lightning_modules.rollouts.transformers_engine import TransformersEngine
@@ -30,6 +30,7 @@ class PolicyModule(L.LightningModule):
         attn_implementation: of the vision tower; "auto" takes flash attention 2 where there is CUDA and the package.
         gradient_checkpointing: recompute activations in the backward.
         logprob_chunk_size: rows of logits that exist at a time.
+        freeze: parts that do not train: vision_tower, merger, embeddings, language_model; null trains everything.
         optimizer: AdamW and its schedule.
         evaluation: decoding for validate, test and predict.
         seed: root of all sampling seeds.
@@ -42,6 +43,7 @@ class PolicyModule(L.LightningModule):
         attn_implementation: AttentionImplementation = "auto",
         gradient_checkpointing: bool = False,
         logprob_chunk_size: int = 1024,
+        freeze: list[Part] | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 - frozen, and its fields show in --help
         evaluation: SamplingConfig = EVALUATION_SAMPLING,
         seed: int = 0,
@@ -52,6 +54,7 @@ class PolicyModule(L.LightningModule):
         self.attn_implementation = attn_implementation
         self.gradient_checkpointing = gradient_checkpointing
         self.logprob_chunk_size = logprob_chunk_size
+        self.freeze_parts = freeze or []
         self.optimizer_config = optimizer
         self.evaluation = evaluation
         self.seed = seed
@@ -72,6 +75,7 @@ class PolicyModule(L.LightningModule):
             attn_implementation=self.attn_implementation,
             gradient_checkpointing=self.gradient_checkpointing,
             logprob_chunk_size=self.logprob_chunk_size,
+            freeze=self.freeze_parts,
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -21,13 +21,13 @@ from datamodules.encoding import join_vision
 from datamodules.types import EncodedPrompt, PromptBatch, SFTBatch, VisionInput
 from lightning_modules.functional.logprobs import TokenStatistics, token_statistics
 from lightning_modules.functional.masking import length_mask
+from lightning_modules.policy.group_cache import GroupCache
 from lightning_modules.policy.qwen_vl import QwenVLFamily
 from lightning_modules.policy.shared_prefix import pack_index
 from lightning_modules.policy.types import CompletionStatistics, PolicyBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
-    from transformers.cache_utils import Cache
 
 Batch = TypeVar("Batch", PromptBatch, SFTBatch)
 
@@ -67,6 +67,19 @@ class Policy(nn.Module):
             return replace(batch, position_ids=position_ids, next_position=next_position)
         return replace(batch, position_ids=position_ids)
 
+    @property
+    def vision_is_frozen(self) -> bool:
+        """No parameter between the pixels and the language model trains."""
+        return not any(parameter.requires_grad for parameter in self.family.vision_parameters(self.model))
+
+    def with_frozen_features(self, batch: PromptBatch) -> PromptBatch:
+        """The batch with its vision features where they stay the same all step long: sampling, policy and reference
+        then share one tower call. Unchanged where the tower trains or there are no media."""
+        if batch.vision is None or not self.vision_is_frozen:
+            return batch
+        with torch.no_grad():
+            return replace(batch, vision_features=self.family.encode_vision(self.model, batch.vision))
+
     def pack(self, prompts: Sequence[EncodedPrompt], completions: Sequence[Sequence[Tensor]]) -> PolicyBatch:
         """Pack B prompts with G completions each (int64 [C] on the CPU, end-of-sequence included) into one row."""
         ids, positions = [], []
@@ -91,13 +104,15 @@ class Policy(nn.Module):
             vision=join_vision([prompt.vision for prompt in prompts]),
         )
 
-    def embed(self, input_ids: Tensor, vision: VisionInput | None) -> Tensor:
+    def embed(self, input_ids: Tensor, vision: VisionInput | None, features: Tensor | None = None) -> Tensor:
         """[B, L, H]: token embeddings with the media tokens replaced by features of one vision tower call.
 
-        A batch without media sends a tiny masked clip through the tower, so that every rank runs the same modules and
-        no rank waits for another's gradients.
+        Features [M, H] that are known already save the call. A batch without media sends a tiny masked clip through
+        the tower, so that every rank runs the same modules and no rank waits for another's gradients.
         """
         embeddings = self.model.get_input_embeddings()(input_ids)
+        if features is not None:
+            return self.family.scatter_vision(embeddings, input_ids, features)
         if vision is None:
             features = self.family.encode_vision(self.model, self.family.dummy_vision(input_ids.device))
             return embeddings + 0 * features.sum().to(embeddings.dtype)
@@ -105,7 +120,13 @@ class Policy(nn.Module):
 
     def logprobs(self, batch: PolicyBatch, *, temperature: float) -> CompletionStatistics:
         """Log-probabilities of packed completions under the softmax at `temperature`, [S, C]."""
-        hidden = self._hidden(batch.input_ids, batch.vision, batch.position_ids, shared_prefix=batch.layout)
+        hidden = self._hidden(
+            batch.input_ids,
+            batch.vision,
+            batch.position_ids,
+            features=batch.vision_features,
+            shared_prefix=batch.layout,
+        )
         statistics = self._statistics(hidden[0, batch.rows], batch.targets, temperature)
         padded = statistics.logprobs.new_zeros(batch.mask.shape)
         return CompletionStatistics(
@@ -120,8 +141,8 @@ class Policy(nn.Module):
         labelled = labels != IGNORED_LABEL
         return self._statistics(hidden[:, :-1][labelled], labels[labelled], 1.0)
 
-    def prefill(self, batch: PromptBatch) -> tuple[Tensor, Cache]:
-        """Run each prompt once: logits of the first completion token [B, V] and the prompts' key-value cache."""
+    def prefill(self, batch: PromptBatch, *, group_size: int) -> tuple[Tensor, GroupCache]:
+        """Run each prompt once: logits of the first completion token [B, V] and the cache for B * G completions."""
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self.model.config.get_text_config())
@@ -129,35 +150,45 @@ class Policy(nn.Module):
             batch.input_ids,
             batch.vision,
             batch.position_ids,
+            features=batch.vision_features,
             attention_mask=batch.attention_mask,
             past_key_values=cache,
             use_cache=True,
         )
-        return self._logits(hidden[:, -1]), cache
+        return self._logits(hidden[:, -1]), GroupCache(cache, batch.attention_mask, group_size)
 
-    def decode(self, tokens: Tensor, position: Tensor, attention_mask: Tensor, cache: Cache) -> Tensor:
+    def decode(self, tokens: Tensor, position: Tensor, cache: GroupCache) -> Tensor:
         """Logits [S, V] after one more token per sequence.
 
         Args:
             tokens: int64 [S].
             position: int64 [S], the same in all three position rows.
-            attention_mask: [S, P + tokens so far], 0 on padding.
             cache: extended in place.
         """
         hidden = self.family.language_model(self.model)(
             inputs_embeds=self.model.get_input_embeddings()(tokens[:, None]),
             position_ids=position[None, :, None].expand(3, -1, -1),
-            attention_mask=attention_mask,
+            # A mapping is taken as the finished masks, so that none is made of the prompt's length.
+            attention_mask={"full_attention": None, "sliding_attention": None},
             past_key_values=cache,
             use_cache=True,
+            group_cache=cache,
         ).last_hidden_state
         return self._logits(hidden[:, -1])
 
-    def _hidden(self, input_ids: Tensor, vision: VisionInput | None, position_ids: Tensor | None, **options) -> Tensor:
+    def _hidden(
+        self,
+        input_ids: Tensor,
+        vision: VisionInput | None,
+        position_ids: Tensor | None,
+        *,
+        features: Tensor | None = None,
+        **options,
+    ) -> Tensor:
         assert position_ids is not None, "call Policy.locate on the batch first"
         options.setdefault("use_cache", False)
         return self.family.language_model(self.model)(
-            inputs_embeds=self.embed(input_ids, vision), position_ids=position_ids, **options
+            inputs_embeds=self.embed(input_ids, vision, features), position_ids=position_ids, **options
         ).last_hidden_state
 
     def _logits(self, hidden: Tensor) -> Tensor:

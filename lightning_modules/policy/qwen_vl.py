@@ -7,6 +7,7 @@ Shapes: B rows, L tokens, N vision patches, D values per patch, M merged vision 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,6 +71,22 @@ class QwenVLFamily:
     def language_model(self, model: PreTrainedModel) -> nn.Module:
         """The decoder without output projection."""
         return model.model.language_model
+
+    def parts(self, model: PreTrainedModel) -> dict[str, list[nn.Parameter]]:
+        """The parts that can be frozen, each with its parameters."""
+        tower, decoder = model.model.visual, model.model.language_model
+        merger, embeddings = list(tower.merger.parameters()), list(decoder.embed_tokens.parameters())
+        rest = {id(parameter) for parameter in (*merger, *embeddings)}
+        return {
+            "vision_tower": [p for p in tower.parameters() if id(p) not in rest],
+            "merger": merger,
+            "embeddings": embeddings,
+            "language_model": [p for p in decoder.parameters() if id(p) not in rest],
+        }
+
+    def vision_parameters(self, model: PreTrainedModel) -> Iterator[nn.Parameter]:
+        """Parameters of the tower and of the merger behind it."""
+        return model.model.visual.parameters()
 
     def encode_vision(self, model: PreTrainedModel, vision: VisionInput) -> Tensor:
         """Features [M, H] of all media in one tower call, images and videos in order of appearance."""

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
+from lightning_modules.policy.group_cache import GroupCache
+
 ATTENTION_NAME = "shared_prefix_sdpa"
 """No "flash" or "flex" in the name: transformers switches behaviour on those."""
 
@@ -103,9 +105,10 @@ def shared_prefix_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     shared_prefix: Layout | None = None,
+    group_cache: GroupCache | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """Attention function for transformers' registry; without a layout it is the stock scaled-dot-product one.
+    """Attention function for transformers' registry; without layout or group cache it is the stock one.
 
     Args:
         module: the attention layer that calls.
@@ -115,12 +118,15 @@ def shared_prefix_attention(
         attention_mask: must be None with a layout.
         scaling: factor on the scores.
         dropout: attention dropout.
-        shared_prefix: the layout of the packed row.
+        shared_prefix: the layout of the packed row, in training.
+        group_cache: the cache that holds prompts once, in sampling; key and value are then the completions' own.
         kwargs: what the stock function takes.
 
     Returns:
         [1, L, Hq, D] and None.
     """
+    if group_cache is not None:
+        return group_cache.attend(query, key, value, module.layer_idx, scaling), None
     if shared_prefix is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

@@ -31,6 +31,8 @@ class PolicyBatch:
     mask: Tensor
     """bool [S, C]: real completion tokens; its true places, row by row, are the N tokens."""
     vision: VisionInput | None
+    vision_features: Tensor | None = None
+    """[M, H]: features of all media, where a frozen tower computed them already."""
 
     def to(self, device: torch.device | str) -> PolicyBatch:
         values = {item.name: getattr(self, item.name) for item in fields(self)}

@@ -65,10 +65,8 @@ class TransformersEngine:
 
     def _sample(self, batch: PromptBatch, config: SamplingConfig, group_size: int, seeds: Sequence[int]) -> _Sampled:
         policy, device = self.policy, batch.input_ids.device
-        logits, cache = policy.prefill(batch)
+        logits, cache = policy.prefill(batch, group_size=group_size)
         logits = logits.repeat_interleave(group_size, dim=0)
-        cache.batch_repeat_interleave(group_size)
-        attention_mask = batch.attention_mask.repeat_interleave(group_size, dim=0)
         position = batch.next_position.repeat_interleave(group_size)
         uniforms = _uniforms(seeds, group_size, config.max_new_tokens).to(device)
 
@@ -91,11 +89,9 @@ class TransformersEngine:
             if (step + 1) % interval == 0 and (keep := (~ended).nonzero().flatten()).numel() < len(ended):
                 if not keep.numel():
                     break
-                cache.batch_select_indices(keep)
-                rows, tokens, ended = rows[keep], tokens[keep], ended[keep]
-                attention_mask, position = attention_mask[keep], position[keep]
-            attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(rows), 1)], dim=1)
-            logits = policy.decode(tokens, position, attention_mask, cache)
+                cache.keep(keep)
+                rows, tokens, ended, position = rows[keep], tokens[keep], ended[keep], position[keep]
+            logits = policy.decode(tokens, position, cache)
             position = position + 1
         return sampled
 

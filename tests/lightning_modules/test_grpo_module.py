@@ -3,8 +3,8 @@ import torch
 
 from lightning_modules.functional.policy_losses import LossSettings
 from lightning_modules.rollouts.types import SamplingConfig
-from rewards import AccuracyReward
-from tests.lightning_modules.module_runs import data_module, grpo_module, scalars, trainer
+from rewards import AccuracyReward, FormatReward
+from tests.lightning_modules.module_runs import LetterReward, data_module, grpo_module, scalars, trainer
 
 NO_REFERENCE = LossSettings(beta=0.0)
 
@@ -121,9 +121,10 @@ def test_fine_tuning_batches_are_refused(tiny_folder, mixed_data, tmp_path):
     ("options", "message"),
     [
         ({"group_size": 1}, "group_size is 1.*>= 2"),
-        ({"loss": "grop"}, "'grop'; there are 'grpo'"),
+        ({"loss": "grop"}, "'grop'; there are 'grpo', 'dr_grpo'"),
         ({"inner_epochs": 0}, "inner_epochs is 0"),
         ({"micro_batch_groups": 0}, "micro_batch_groups is 0"),
+        ({"max_resamples": -1}, "max_resamples is -1"),
         ({"max_grad_norm": 0.0}, "max_grad_norm is 0.0"),
         ({"rewards": [AccuracyReward(gate="semantic")]}, "semantic"),
         ({"rewards": []}, "at least one reward|no rewards|empty"),
@@ -138,3 +139,112 @@ def test_sampling_settings_reach_the_sampler(tiny_folder, mixed_data, tmp_path):
     sampling = SamplingConfig(max_new_tokens=3)
     _, logged = run(tmp_path, tiny_folder, mixed_data, steps=1, sampling=sampling)
     assert logged["train/completion_tokens/max"][0] <= 3
+
+
+FROZEN = ["vision_tower", "merger"]
+
+
+def tower_calls(module):
+    """Counts forward passes of the policy's and the reference's vision towers."""
+    calls = {"policy": 0, "reference": 0}
+    for name, policy in (("policy", module.policy), ("reference", module.reference)):
+        if policy is not None:
+
+            def count(*_, name=name):
+                calls[name] += 1
+
+            policy.model.model.visual.register_forward_hook(count)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("freeze", "expected"),
+    [
+        (FROZEN, {"policy": 1, "reference": 0}),  # one call serves sampling, policy and reference
+        (None, {"policy": 2, "reference": 1}),  # without gradient to sample, with gradient to train
+    ],
+)
+def test_the_video_is_encoded_once_per_step(tiny_folder, mixed_data, tmp_path, freeze, expected):
+    module = grpo_module(tiny_folder, freeze=freeze)
+    module.configure_model()
+    calls = tower_calls(module)
+    data = data_module(tiny_folder, mixed_data, train_format="prompts")
+    trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(module, data)
+    assert calls == expected
+
+
+def test_shared_features_change_nothing(tiny_folder, mixed_data, tmp_path, monkeypatch):
+    options = {"freeze": FROZEN, "micro_batch_groups": 3}
+    _, logged_shared = run(tmp_path / "shared", tiny_folder, mixed_data, **options)
+    monkeypatch.setattr("lightning_modules.policy.policy.Policy.with_frozen_features", lambda self, batch: batch)
+    _, logged_own = run(tmp_path / "own", tiny_folder, mixed_data, **options)
+    assert logged_shared["train/loss"] == pytest.approx(logged_own["train/loss"], rel=1e-4, abs=1e-6)
+    assert logged_shared["train/grad_norm"] == pytest.approx(logged_own["train/grad_norm"], rel=1e-4)
+
+
+def test_frozen_parts_stay_as_they_were(tiny_folder, mixed_data, tmp_path):
+    module, _ = run(tmp_path, tiny_folder, mixed_data, freeze=FROZEN)
+    fresh = grpo_module(tiny_folder)
+    fresh.configure_model()
+    initial = dict(fresh.policy.named_parameters())
+    changed = {name for name, weight in module.policy.named_parameters() if not torch.equal(weight, initial[name])}
+    assert changed and not any(".visual." in name for name in changed)
+
+
+class EvenReward(LetterReward):
+    """Tells the completions of half of the records apart, and of the others not."""
+
+    def score(self, group, raw):
+        scores = super().score(group, raw)
+        return scores if int(group.record_id) % 2 else [1.0] * len(scores)
+
+
+def test_groups_without_variance_are_skipped_but_counted(tiny_folder, mixed_data, tmp_path, monkeypatch):
+    options = {"rewards": [EvenReward()], "loss_settings": NO_REFERENCE, "dtype": "float64"}
+    skipping, logged = run(tmp_path / "skipping", tiny_folder, mixed_data, **options)
+    assert 0 < logged["train/zero_variance_groups"][0] < 1
+    packed = []
+    pack = type(skipping.policy).pack
+    monkeypatch.setattr(
+        "lightning_modules.policy.policy.Policy.pack",
+        lambda self, prompts, completions: packed.append(len(prompts)) or pack(self, prompts, completions),
+    )
+    # A penalty too small to matter forbids the skipping.
+    options["loss_settings"] = LossSettings(beta=1e-12)
+    _, logged_all = run(tmp_path / "all", tiny_folder, mixed_data, **options)
+    assert set(packed) == {4}
+    assert logged["train/grad_norm"] == pytest.approx(logged_all["train/grad_norm"], rel=1e-4)
+    assert logged["train/loss"] == pytest.approx(logged_all["train/loss"], rel=1e-4, abs=1e-9)
+
+
+def test_a_batch_without_any_variance_still_takes_its_step(tiny_folder, mixed_data, tmp_path):
+    options = {"rewards": [FormatReward()], "loss_settings": NO_REFERENCE}  # an untrained model never earns it
+    module, logged = run(tmp_path, tiny_folder, mixed_data, **options)
+    assert logged["train/zero_variance_groups"] == [1.0] * 3
+    assert logged["train/grad_norm"] == [0.0] * 3
+    assert module.trainer.global_step == 3
+
+
+def test_groups_without_variance_are_drawn_again(tiny_folder, mixed_data, tmp_path):
+    options = {"rewards": [EvenReward()], "max_resamples": 2, "loss_settings": NO_REFERENCE}
+    _, logged = run(tmp_path, tiny_folder, mixed_data, steps=1, **options)
+    stale = logged["train/zero_variance_groups"][0] * 4  # this reward never learns to differ on them
+    assert logged["train/redrawn_groups"][0] == 2 * stale > 0
+
+
+def test_truncated_completions_can_be_left_out(tiny_folder, mixed_data, tmp_path):
+    options = {"sampling": SamplingConfig(max_new_tokens=3), "loss_settings": NO_REFERENCE, "mask_truncated": True}
+    _, logged = run(tmp_path, tiny_folder, mixed_data, steps=1, **options)
+    assert logged["train/truncated"][0] > 0.9
+    _, all_logged = run(tmp_path / "all", tiny_folder, mixed_data, steps=1, **{**options, "mask_truncated": False})
+    assert logged["train/grad_norm"][0] != pytest.approx(all_logged["train/grad_norm"][0], rel=1e-2)
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo"])
+@pytest.mark.parametrize("scale", ["group", "batch"])
+def test_every_loss_gives_one_trajectory_whatever_the_micro_batches(tiny_folder, mixed_data, tmp_path, loss, scale):
+    options = {"loss": loss, "advantage_scale": scale, "dtype": "float64", "inner_epochs": 2, "steps": 4}
+    _, whole = run(tmp_path / "whole", tiny_folder, mixed_data, **options)
+    _, split = run(tmp_path / "split", tiny_folder, mixed_data, micro_batch_groups=1, **options)
+    for tag in ("train/loss", "train/grad_norm", "train/kl"):
+        assert split[tag] == pytest.approx(whole[tag], rel=1e-4, abs=1e-8), tag
