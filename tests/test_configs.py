@@ -1,0 +1,183 @@
+"""The shipped YAML files: each parses, those of full size show the published numbers and run on a tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import cli
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+CPU = CONFIGS / "trainer" / "cpu.yaml"
+WHOLE_RUN = CONFIGS / "grpo" / "qwen2_5_vl_7b.yaml"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(name, "0")  # restored after the test, whatever Lightning wrote there
+
+
+def config_id(path):
+    return str(path.relative_to(CONFIGS))
+
+
+def options(*files):
+    return [f"--config={path}" for path in files]
+
+
+def dropped(given: Any, parsed: Any, place: str = "") -> list[str]:
+    """Places of a YAML file whose value is not in the parsed configuration."""
+    if isinstance(given, dict):
+        return [
+            lost
+            for key, value in given.items()
+            for lost in (dropped(value, parsed[key], f"{place}.{key}") if key in parsed else [f"{place}.{key}"])
+        ]
+    if isinstance(given, list):
+        pairs = zip(given, parsed, strict=True)
+        return [lost for number, (a, b) in enumerate(pairs) for lost in dropped(a, b, f"{place}[{number}]")]
+    return [] if given == parsed else [f"{place}: {given!r} became {parsed!r}"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=config_id)
+def test_every_file_parses_and_loses_nothing(path):
+    given = yaml.safe_load(path.read_text())
+    files = [path, CPU] if "model" in given else [WHOLE_RUN, CPU, path]
+    parsed = cli.lightning_cli(options(*files), run=False).config.as_dict()
+    later = yaml.safe_load(CPU.read_text())["trainer"] if "model" in given else {}
+    given.get("trainer", {}).update(later)
+    assert dropped(given, parsed) == []
+
+
+def test_files_are_found():
+    assert {"demo", "sft", "grpo", "trainer", "debug"} <= {path.parent.name for path in FILES}
+
+
+def printed(capsys, path):
+    """What `fit --print_config` shows."""
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(["fit", *options(path), "--print_config"])
+    assert leaving.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def values(tree, *paths):
+    found = {}
+    for path in paths:
+        node = tree
+        for key in path.split("."):
+            node = node[key]
+        found[path] = node
+    return found
+
+
+def test_grpo_shows_the_published_hyper_parameters(capsys):
+    shown = printed(capsys, WHOLE_RUN)
+    model, data = shown["model"]["init_args"], shown["data"]["init_args"]
+    published = {
+        "group_size": 8,
+        "loss_settings.beta": 0.04,
+        "sampling.temperature": 1.0,
+        "sampling.top_p": 0.95,
+        "sampling.max_new_tokens": 1024,
+        "optimizer.learning_rate": 1e-6,
+        "optimizer.schedule": "cosine",
+        "optimizer.weight_decay": 0.01,
+        "max_grad_norm": 5.0,
+        "inner_epochs": 1,
+        "advantage_scale": "group",
+        "gradient_checkpointing": True,
+        "evaluation.temperature": 0.01,
+        "evaluation.top_p": 0.001,
+        "evaluation.max_new_tokens": 1024,
+    }
+    assert values(model, *published) == published
+    assert [reward["class_path"] for reward in model["rewards"]][:2] == [
+        "rewards.AccuracyReward",
+        "rewards.FormatReward",
+    ]
+    assert shown["trainer"]["max_steps"] == 1000
+    assert values(data, *PUBLISHED_DATA) == PUBLISHED_DATA
+    assert data["train_format"] == "prompts"
+
+
+def test_sft_shows_the_published_hyper_parameters(capsys):
+    shown = printed(capsys, CONFIGS / "sft" / "qwen2_5_vl_7b.yaml")
+    model, data, trainer = shown["model"]["init_args"], shown["data"]["init_args"], shown["trainer"]
+    published = {"optimizer.learning_rate": 1e-6, "optimizer.schedule": "linear", "gradient_checkpointing": True}
+    assert values(model, *published) == published
+    published = {"max_epochs": 1, "accumulate_grad_batches": 2, "gradient_clip_val": 5.0}
+    assert values(trainer, *published) == published
+    assert trainer["max_steps"] == -1
+    assert values(data, *PUBLISHED_DATA) == PUBLISHED_DATA
+    assert data["train_format"] == "sft"
+
+
+PUBLISHED_DATA = {
+    "batch_size": 1,
+    "max_prompt_tokens": 16384,
+    "train_profile.num_frames": 16,
+    "train_profile.min_pixels": 128 * 28 * 28,
+    "train_profile.max_pixels": 128 * 28 * 28,
+    "train_profile.image_max_pixels": 256 * 28 * 28,
+    "eval_profile.num_frames": 32,
+    "eval_profile.min_pixels": 256 * 28 * 28,
+    "eval_profile.max_pixels": 256 * 28 * 28,
+}
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_the_sizes_differ_in_nothing_but_their_name(stage):
+    small, large = ((CONFIGS / stage / f"qwen2_5_vl_{size}.yaml").read_text() for size in ("3b", "7b"))
+    settings = [yaml.safe_load(text) for text in (small.replace("3B", "7B").replace("_3b", "_7b"), large)]
+    assert settings[0] == settings[1]
+
+
+@pytest.fixture
+def at_hand(tiny_folder, mixed_data, tmp_path):
+    """Options that put a tiny model and generated clips in the place of the published ones."""
+    small = "{num_frames: 4, min_pixels: 784, max_pixels: 3136, image_max_pixels: 3136}"
+    return [
+        f"--model.init_args.model_name_or_path={tiny_folder}",
+        f"--data.init_args.data_root={mixed_data.parent}",
+        f"--data.init_args.train_files=[{mixed_data}]",
+        f"--data.init_args.train_profile={small}",
+        "--data.init_args.num_workers=0",
+        f"--trainer.default_root_dir={tmp_path}",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+    ]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_grpo_run_of_full_size_takes_a_step_on_a_tiny_model(at_hand, precision):
+    fast = CONFIGS / "debug" / "fast_dev_run.yaml"
+    short = [f"--trainer.precision={precision}", "--model.init_args.sampling.max_new_tokens=6"]
+    run = cli.lightning_cli(["fit", *options(WHOLE_RUN, CPU, fast), *at_hand, *short])
+    assert run.trainer.global_step == 1
+    assert [len(group.completions) for group in run.model.last_rollouts.groups] == [8]
+    assert torch.isfinite(run.trainer.callback_metrics["train/loss"])
+    assert run.model.reference is not None
+    assert {parameter.dtype for parameter in run.model.policy.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_sft_run_of_full_size_takes_a_step_on_a_tiny_model(at_hand, precision):
+    files = options(CONFIGS / "sft" / "qwen2_5_vl_7b.yaml", CPU, CONFIGS / "debug" / "fast_dev_run.yaml")
+    run = cli.lightning_cli(["fit", *files, *at_hand, f"--trainer.precision={precision}"])
+    assert run.trainer.global_step == 1
+    # An untrained model spreads its probability over about 400 tokens: ln 400 = 6.0.
+    assert 4 < run.trainer.callback_metrics["train/loss"] < 9
+
+
+def test_overfitting_takes_eight_batches_per_epoch(at_hand):
+    files = options(CONFIGS / "sft" / "qwen2_5_vl_7b.yaml", CPU, CONFIGS / "debug" / "overfit.yaml")
+    more = ["--trainer.max_epochs=2", "--trainer.logger=false", "--trainer.callbacks=null"]
+    run = cli.lightning_cli(["fit", *files, *at_hand, *more, "--trainer.accumulate_grad_batches=1"])
+    assert run.trainer.global_step == 2 * 8
