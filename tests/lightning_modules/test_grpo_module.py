@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from lightning_modules.functional.policy_losses import LossSettings
+from lightning_modules.policy.policy import Policy
 from lightning_modules.rollouts.types import SamplingConfig
 from rewards import AccuracyReward, FormatReward
 from tests.lightning_modules.module_runs import LetterReward, data_module, grpo_module, scalars, trainer
@@ -57,21 +58,35 @@ def parameters(module):
     return torch.cat([parameter.detach().flatten() for parameter in module.policy.parameters()])
 
 
+def assert_same_trajectory(actual, expected):
+    for tag in ("train/loss", "train/grad_norm", "train/kl", "train/entropy", "train/reward/mean"):
+        assert actual[tag] == pytest.approx(expected[tag], rel=1e-4, abs=1e-6), tag
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_micro_batches_give_the_same_trajectory(tiny_folder, mixed_data, tmp_path, size):
-    # In float64, because Adam's first steps divide tiny gradients by themselves and so magnify rounding.
-    options = {"dtype": "float64"}
-    whole, logged_whole = run(tmp_path / "whole", tiny_folder, mixed_data, **options)
-    split, logged_split = run(tmp_path / "split", tiny_folder, mixed_data, micro_batch_groups=size, **options)
-    for tag in ("train/loss", "train/grad_norm", "train/kl", "train/entropy", "train/reward/mean"):
-        assert logged_split[tag] == pytest.approx(logged_whole[tag], rel=1e-4, abs=1e-7), tag
-    torch.testing.assert_close(parameters(split), parameters(whole), rtol=0, atol=1e-4)
+    _, whole = run(tmp_path / "whole", tiny_folder, mixed_data)
+    _, split = run(tmp_path / "split", tiny_folder, mixed_data, micro_batch_groups=size)
+    assert_same_trajectory(split, whole)
 
 
 def test_gradient_checkpointing_gives_the_same_trajectory(tiny_folder, mixed_data, tmp_path):
-    _, plain = run(tmp_path / "plain", tiny_folder, mixed_data, dtype="float64")
-    _, recomputed = run(tmp_path / "recomputed", tiny_folder, mixed_data, dtype="float64", gradient_checkpointing=True)
-    assert recomputed["train/grad_norm"] == pytest.approx(plain["train/grad_norm"], rel=1e-4)
+    _, plain = run(tmp_path / "plain", tiny_folder, mixed_data)
+    _, recomputed = run(tmp_path / "recomputed", tiny_folder, mixed_data, gradient_checkpointing=True)
+    assert_same_trajectory(recomputed, plain)
+
+
+def test_repeating_the_prompt_gives_the_same_trajectory(tiny_folder, mixed_data, tmp_path, monkeypatch):
+    _, shared = run(tmp_path / "shared", tiny_folder, mixed_data)
+    pack = Policy.pack
+
+    def pack_every_completion_with_its_own_prompt(self, prompts, completions):
+        pairs = [(p, [c]) for p, members in zip(prompts, completions, strict=True) for c in members]
+        return pack(self, *zip(*pairs, strict=True))
+
+    monkeypatch.setattr(Policy, "pack", pack_every_completion_with_its_own_prompt)
+    _, repeated = run(tmp_path / "repeated", tiny_folder, mixed_data)
+    assert_same_trajectory(repeated, shared)
 
 
 def test_inner_epochs_take_more_steps_on_each_rollout(tiny_folder, mixed_data, tmp_path):
@@ -176,7 +191,7 @@ def test_the_video_is_encoded_once_per_step(tiny_folder, mixed_data, tmp_path, f
 def test_shared_features_change_nothing(tiny_folder, mixed_data, tmp_path, monkeypatch):
     options = {"freeze": FROZEN, "micro_batch_groups": 3}
     _, logged_shared = run(tmp_path / "shared", tiny_folder, mixed_data, **options)
-    monkeypatch.setattr("lightning_modules.policy.policy.Policy.with_frozen_features", lambda self, batch: batch)
+    monkeypatch.setattr(Policy, "with_frozen_features", lambda self, batch: batch)
     _, logged_own = run(tmp_path / "own", tiny_folder, mixed_data, **options)
     assert logged_shared["train/loss"] == pytest.approx(logged_own["train/loss"], rel=1e-4, abs=1e-6)
     assert logged_shared["train/grad_norm"] == pytest.approx(logged_own["train/grad_norm"], rel=1e-4)
@@ -201,12 +216,13 @@ class EvenReward(LetterReward):
 
 def test_groups_without_variance_are_skipped_but_counted(tiny_folder, mixed_data, tmp_path, monkeypatch):
     options = {"rewards": [EvenReward()], "loss_settings": NO_REFERENCE, "dtype": "float64"}
-    skipping, logged = run(tmp_path / "skipping", tiny_folder, mixed_data, **options)
+    _, logged = run(tmp_path / "skipping", tiny_folder, mixed_data, **options)
     assert 0 < logged["train/zero_variance_groups"][0] < 1
     packed = []
-    pack = type(skipping.policy).pack
+    pack = Policy.pack
     monkeypatch.setattr(
-        "lightning_modules.policy.policy.Policy.pack",
+        Policy,
+        "pack",
         lambda self, prompts, completions: packed.append(len(prompts)) or pack(self, prompts, completions),
     )
     # A penalty too small to matter forbids the skipping.
@@ -243,8 +259,7 @@ def test_truncated_completions_can_be_left_out(tiny_folder, mixed_data, tmp_path
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo"])
 @pytest.mark.parametrize("scale", ["group", "batch"])
 def test_every_loss_gives_one_trajectory_whatever_the_micro_batches(tiny_folder, mixed_data, tmp_path, loss, scale):
-    options = {"loss": loss, "advantage_scale": scale, "dtype": "float64", "inner_epochs": 2, "steps": 4}
+    options = {"loss": loss, "advantage_scale": scale, "inner_epochs": 2, "steps": 4}
     _, whole = run(tmp_path / "whole", tiny_folder, mixed_data, **options)
     _, split = run(tmp_path / "split", tiny_folder, mixed_data, micro_batch_groups=1, **options)
-    for tag in ("train/loss", "train/grad_norm", "train/kl"):
-        assert split[tag] == pytest.approx(whole[tag], rel=1e-4, abs=1e-8), tag
+    assert_same_trajectory(split, whole)
