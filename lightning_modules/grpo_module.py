@@ -82,7 +82,6 @@ class GRPOModule(PolicyModule):
         self.max_grad_norm = max_grad_norm
         self.reference: Policy | None = None
         self.update: PolicyUpdate | None = None
-        self.last_rollouts: RolloutSample | None = None
         self.timer = PhaseTimer()
 
     def configure_model(self) -> None:

@@ -13,7 +13,8 @@ from lightning_modules.metrics import AnswerMetrics
 from lightning_modules.optim import OptimizerConfig, build_optimizer, build_scheduler
 from lightning_modules.policy.loading import AttentionImplementation, Dtype, Part, load_policy
 from lightning_modules.policy.policy import Policy
-from lightning_modules.rollouts.scoring import scored_answer
+from lightning_modules.rollouts.sample import RolloutSample
+from lightning_modules.rollouts.scoring import answer_sample, scored_answer
 from lightning_modules.rollouts.transformers_engine import TransformersEngine
 from lightning_modules.rollouts.types import RolloutGroup, SamplingConfig
 
@@ -60,6 +61,7 @@ class PolicyModule(L.LightningModule):
         self.seed = seed
         self.policy: Policy | None = None
         self.engine: TransformersEngine | None = None
+        self.last_rollouts: RolloutSample | None = None
         self.answer_metrics = AnswerMetrics()
 
     def configure_model(self) -> None:
@@ -117,16 +119,17 @@ class PolicyModule(L.LightningModule):
         return self.engine.generate(batch, self.evaluation, group_size=1, seeds=seeds)
 
     def _answer(self, batch: PromptBatch) -> list[dict[str, Any]]:
-        rows = []
-        for group in self.answer_groups(batch):
-            row = scored_answer(group, group.completions[0])
+        groups = self.answer_groups(batch)
+        rows = [scored_answer(group, group.completions[0]) for group in groups]
+        self.last_rollouts = answer_sample(groups, rows)
+        for group, row in zip(groups, rows, strict=True):
             names = ("accuracy", "format", "completion_tokens", "truncated")
             self.answer_metrics.update({name: float(row[name]) for name in names}, group.prompt.record.problem_type)
-            rows.append(row)
         return rows
 
     def _log_answers(self, stage: str) -> None:
         values = self.answer_metrics.compute()
         self.answer_metrics.reset()
+        self.last_rollouts = None  # or training would show evaluation's as its own
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "accuracy")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
+from lightning_modules.rollouts.sample import RolloutSample
 from lightning_modules.rollouts.types import Completion, RolloutGroup
 from rewards.accuracy import accuracy_reward
 from rewards.answer_format import parse_response
 from rewards.format import format_reward
-from rewards.types import RewardInput
+from rewards.types import RewardBreakdown, RewardInput
 
 
 def reward_input(group: RolloutGroup) -> RewardInput:
@@ -48,3 +52,11 @@ def scored_answer(group: RolloutGroup, completion: Completion) -> dict[str, Any]
         "completion_tokens": len(completion.token_ids),
         "truncated": completion.truncated,
     }
+
+
+def answer_sample(groups: Sequence[RolloutGroup], rows: Sequence[Mapping[str, Any]]) -> RolloutSample:
+    """Evaluation answers, one per group, in the form that pictures are drawn of; they have no advantage."""
+    scores = {name: torch.tensor([[float(row[name])] for row in rows]) for name in ("accuracy", "format")}
+    total = sum(scores.values())
+    breakdown = RewardBreakdown(total=total, components=scores, contributions=scores, seconds={})
+    return RolloutSample(groups=list(groups), breakdown=breakdown, advantages=torch.zeros_like(total))

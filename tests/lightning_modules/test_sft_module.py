@@ -2,8 +2,10 @@ import math
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules.collate import IGNORED_LABEL, SFTCollator
+from lightning_modules.callbacks import RolloutPictures
 from lightning_modules.metrics import TokenMetrics
 from tests.lightning_modules.module_runs import data_module, scalars, sft_module, trainer
 
@@ -20,6 +22,15 @@ def test_training_learns_and_logs(tiny_folder, mixed_data, tmp_path):
     for tag in ("train/token_accuracy", "train/lr", "train/grad_norm", "train/tokens_per_second", "seconds/update"):
         assert len(logged[tag]) == 12, tag
     assert {"val/accuracy", "val/format", "val/completion_tokens", "val/truncated"} <= logged.keys()
+
+
+def test_validation_answers_are_drawn_and_training_draws_none(tiny_folder, mixed_data, tmp_path):
+    data = data_module(tiny_folder, mixed_data, train_format="sft")
+    callbacks = [RolloutPictures(every_n_steps=1, groups_per_step=2)]
+    trainer(tmp_path, max_epochs=2, callbacks=callbacks).fit(sft_module(tiny_folder), data)
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    assert set(events.Tags()["images"]) == {"validation/rollouts/0", "validation/rollouts/1"}
 
 
 def test_the_loss_is_that_of_the_labelled_tokens(tiny_folder, mixed_data, tmp_path):

@@ -1,4 +1,4 @@
-"""Started by torchrun: packed log-probabilities and gradients of a policy sharded by FSDP2, against one whole policy."""
+"""Started by torchrun: packed log-probabilities and gradients of a policy sharded by FSDP2, against a whole one."""
 
 import sys
 from pathlib import Path
