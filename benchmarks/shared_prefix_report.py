@@ -71,9 +71,9 @@ def _cell(row: Row, key: str) -> str:
     value = row.get(key)
     if value is None:
         return ""
-    return (
-        f"{value:.4g}" if isinstance(value, float) and value < 1000 else (f"{value:.0f}" if key not in TEXT else value)
-    )
+    if isinstance(value, float):
+        return f"{value:.4g}" if value < 1000 else f"{value:.0f}"
+    return str(value)
 
 
 def plot(report: Mapping[str, Any], path: Path) -> None:
