@@ -32,6 +32,7 @@ KNOWN_WARNINGS = (
     r"Total length of `list` across ranks is zero",  # fit without validation files
     r"The '\w+_dataloader' does not have many workers",  # the number of workers is configured
     r"Found \d+ module\(s\) in eval mode at the start of training",  # GRPO's frozen reference
+    r"\s*``instantiate_classes`` was deprecated",  # its successor is not in the oldest jsonargparse supported
     r"`gradient_checkpointing_enable` is deprecated",  # its successor is not in the oldest transformers supported
 )
 
