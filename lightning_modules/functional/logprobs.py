@@ -1,7 +1,8 @@
 """Log-probabilities of given tokens straight from hidden states, in chunks, with a hand-written backward.
 
 The [N, V] logits of a long completion batch would be the largest tensor of the whole step. Here at most
-`chunk_size` rows of them exist at a time; the backward computes them again instead of keeping them.
+`chunk_size` rows of them, or an equal share of columns, exist at a time; the backward computes them again instead of
+keeping them.
 
 Shapes: N token positions, H hidden size, V vocabulary.
 """
@@ -38,7 +39,7 @@ def token_statistics(
         weight: [V, H], the output projection (no bias).
         targets: int64 [N].
         temperature: divides the logits.
-        chunk_size: rows of logits that exist at a time.
+        chunk_size: rows of logits, or as many numbers in another shape, that exist at a time.
     """
     assert hidden.ndim == 2 and weight.ndim == 2 and targets.shape == hidden.shape[:1], (
         hidden.shape,
@@ -68,15 +69,18 @@ class _ChunkedTokenStatistics(torch.autograd.Function):
         logprobs = torch.empty(len(hidden), dtype=precision, device=hidden.device)
         normaliser, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
         is_top = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
-        for start in range(0, len(hidden), chunk_size):
-            rows = slice(start, start + chunk_size)
+        count = max(chunk_size // 2, 1)  # logits and their exponentials exist side by side
+        for start in range(0, len(hidden), count):
+            rows = slice(start, start + count)
             logits = _logits(hidden[rows], head, temperature)
-            normaliser[rows] = logits.logsumexp(dim=-1)
-            logprobs[rows] = logits.gather(1, targets[rows, None]).squeeze(1) - normaliser[rows]
-            is_top[rows] = logits.argmax(dim=-1) == targets[rows]
-            # The entropy is the normaliser minus the mean logit.
-            probabilities = (logits - normaliser[rows, None]).exp_()
-            entropy[rows] = normaliser[rows] - probabilities.mul_(logits).sum(dim=-1)
+            chosen, top = logits.gather(1, targets[rows, None]), logits.amax(dim=-1, keepdim=True)
+            is_top[rows] = (chosen >= top).squeeze(1)
+            exponentials = logits.sub_(top).exp()
+            total = exponentials.sum(dim=-1)
+            normaliser[rows] = total.log() + top.squeeze(1)
+            logprobs[rows] = chosen.squeeze(1) - normaliser[rows]
+            # The entropy is the normaliser minus the mean logit, both relative to the top logit here.
+            entropy[rows] = total.log() - exponentials.mul_(logits).sum(dim=-1) / total
         ctx.save_for_backward(hidden, weight, targets, normaliser)
         ctx.temperature, ctx.chunk_size = temperature, chunk_size
         ctx.mark_non_differentiable(entropy, is_top)
@@ -88,18 +92,24 @@ class _ChunkedTokenStatistics(torch.autograd.Function):
         hidden, weight, targets, normaliser = ctx.saved_tensors
         head = weight.to(hidden.dtype)
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        # Chunks are added up in float32: a bfloat16 sum would lose the small ones.
-        grad_weight = torch.zeros_like(weight, dtype=normaliser.dtype) if need_weight else None
-        for start in range(0, len(hidden), ctx.chunk_size):
-            rows = slice(start, start + ctx.chunk_size)
-            grad = _logits(hidden[rows], head, ctx.temperature)
-            grad.sub_(normaliser[rows, None]).exp_().neg_()
-            grad.scatter_add_(1, targets[rows, None], torch.ones_like(grad[:, :1]))
-            grad.mul_(grad_logprobs[rows, None] / ctx.temperature)
+        # Normalisers are known, so chunks may be columns of all rows instead of rows. Each then finishes its part of
+        # the weight's gradient; what adds up over chunks is the hidden states' gradient, the smaller of the two. The
+        # sum is in float32: a bfloat16 one would lose the small parts.
+        grad_hidden = torch.zeros_like(hidden, dtype=normaliser.dtype) if need_hidden else None
+        grad_weight = torch.empty_like(weight) if need_weight else None
+        # The upstream factor scales rows; scaling the states instead of the logits' gradient is V / H times cheaper.
+        scale = (grad_logprobs / -ctx.temperature)[:, None]
+        scaled = (hidden * scale).to(hidden.dtype)
+        width = -(-ctx.chunk_size * len(weight) // max(len(hidden), 1))
+        for start in range(0, len(weight), width):
+            columns = slice(start, start + width)
+            grad = _logits(hidden, head[columns], ctx.temperature).sub_(normaliser[:, None]).exp_()
+            place = targets - start
+            inside = (place >= 0) & (place < grad.shape[1])
+            grad.scatter_add_(1, place.clamp(0, grad.shape[1] - 1)[:, None], -inside[:, None].to(grad.dtype))
             grad = grad.to(hidden.dtype)
             if need_hidden:
-                grad_hidden[rows] = grad @ head
+                grad_hidden += grad @ head[columns]
             if need_weight:
-                grad_weight += grad.T @ hidden[rows]
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
+                grad_weight[columns] = grad.T @ scaled
+        return None if grad_hidden is None else (grad_hidden * scale).to(hidden.dtype), grad_weight, None, None, None
