@@ -13,10 +13,10 @@ BASE := $(VENV)/.installed-$(call digest,requirements.txt)
 DEV := $(VENV)/.installed-dev-$(call digest,requirements.txt requirements-dev.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-vllm lint format bench clean
+.PHONY: help demo test test-slow test-vllm lint format bench bench-video clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: $(BASE)  ## Teach a tiny model on generated clips, offline, on the CPU (SEED=0)
 	$(PYTHON) cli.py demo --seed $(SEED) --output runs/demo
@@ -41,7 +41,10 @@ format: $(DEV)  ## Mend style and format in place
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
-bench: $(DEV)  ## Measure the video readers
+bench: $(DEV)  ## Measure sampling and training of a GRPO group (BENCH="--size 7b")
+	$(PYTHON) benchmarks/shared_prefix.py $(BENCH)
+
+bench-video: $(DEV)  ## Measure the video readers
 	$(PYTHON) benchmarks/video_reader.py
 
 clean:  ## Remove caches and runs/; the environment stays

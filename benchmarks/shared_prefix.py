@@ -106,7 +106,7 @@ def scenarios(options: argparse.Namespace) -> Iterator[Scenario]:
         yield replace(quick, unequal=True)
         yield replace(quick, case="rollout_prefill", methods=("repeated", "vision_once", "generate", "ours"))
         yield replace(quick, case="rollout", methods=("repeated", "generate", "ours"))
-        yield replace(quick, case="logprobs", vocabulary=1024)
+        yield replace(quick, case="logprobs", vocabulary=8192)
         yield replace(quick, case="step", methods=("repeated", "generate", "ours"))
         return
     base = Scenario(case="update", methods=BOTH)
