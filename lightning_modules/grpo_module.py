@@ -51,6 +51,8 @@ class GRPOModule(PolicyModule):
         kwargs: the arguments of `PolicyModule`.
     """
 
+    train_format = "prompts"
+
     def __init__(
         self,
         rewards: list[Reward],
@@ -103,10 +105,6 @@ class GRPOModule(PolicyModule):
         self.timer.begin_step()
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        if not isinstance(batch, PromptBatch):
-            raise ValueError(
-                f"GRPOModule was given a {type(batch).__name__} to train on; set data.init_args.train_format: prompts."
-            )
         with self.timer.phase("rollout"):
             batch = self.policy.with_frozen_features(batch)
             groups = self._sample(batch, self._rollout_seeds(batch))

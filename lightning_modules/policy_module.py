@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 
 from datamodules.sampler import sample_seed
 from datamodules.types import PromptBatch, SFTBatch
+from datamodules.video_datamodule import TrainFormat
 from lightning_modules.metrics import AnswerMetrics
 from lightning_modules.optim import OptimizerConfig, build_optimizer, build_scheduler
 from lightning_modules.policy.loading import AttentionImplementation, Dtype, Part, load_policy
@@ -37,6 +38,9 @@ class PolicyModule(L.LightningModule):
         seed: root of all sampling seeds.
     """
 
+    train_format: ClassVar[TrainFormat | None] = None
+    """What `VideoDataModule.train_format` must be in fit."""
+
     def __init__(
         self,
         model_name_or_path: str,
@@ -63,6 +67,14 @@ class PolicyModule(L.LightningModule):
         self.engine: TransformersEngine | None = None
         self.last_rollouts: RolloutSample | None = None
         self.answer_metrics = AnswerMetrics()
+
+    def setup(self, stage: str) -> None:
+        given = getattr(self.trainer.datamodule, "train_format", self.train_format)
+        if stage == "fit" and given != self.train_format:
+            raise ValueError(
+                f"{type(self).__name__} does not train on data.init_args.train_format: {given}; "
+                f"set data.init_args.train_format: {self.train_format}."
+            )
 
     def configure_model(self) -> None:
         if self.policy is None:

@@ -23,6 +23,8 @@ class SFTModule(PolicyModule):
         kwargs: the arguments of `PolicyModule`.
     """
 
+    train_format = "sft"
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.token_metrics = TokenMetrics()
@@ -32,10 +34,6 @@ class SFTModule(PolicyModule):
         self.timer.begin_step()
 
     def training_step(self, batch: SFTBatch, batch_idx: int) -> Tensor:
-        if not isinstance(batch, SFTBatch):
-            raise ValueError(
-                f"SFTModule was given a {type(batch).__name__} to train on; set data.init_args.train_format: sft."
-            )
         statistics = self.policy.target_statistics(batch)
         self.token_metrics.update(statistics)
         return -statistics.logprobs.mean()
