@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from datamodules.collate import PromptCollator
 from datamodules.sampler import sample_seed
-from datamodules.types import PromptBatch
+from datamodules.types import EncodedPrompt, PromptBatch
 from lightning_modules.functional.advantages import AdvantageScale, group_relative_advantages, zero_variance
 from lightning_modules.functional.policy_losses import LossSettings, find_loss
 from lightning_modules.grpo_metrics import rollout_metrics, token_count
@@ -24,10 +24,17 @@ from lightning_modules.policy_module import PolicyModule
 from lightning_modules.policy_update import PolicyUpdate, accumulate
 from lightning_modules.rollouts.sample import RolloutSample
 from lightning_modules.rollouts.scoring import reward_input
+from lightning_modules.rollouts.shuffled import shuffled_prompt
 from lightning_modules.rollouts.types import RolloutGroup, SamplingConfig
 from rewards.base import Reward
 from rewards.suite import RewardSuite
 from rewards.types import RewardBreakdown
+
+ShuffledCompletions = list[tuple[str, ...] | None]
+"""Per group what was sampled on its frames in shuffled order."""
+
+SHUFFLED_ATTEMPT = -1
+"""Tells the seeds of shuffled rollouts from those of the first draw (0) and of redraws (1, 2, ...)."""
 
 
 class GRPOModule(PolicyModule):
@@ -108,9 +115,10 @@ class GRPOModule(PolicyModule):
         with self.timer.phase("rollout"):
             batch = self.policy.with_frozen_features(batch)
             groups = self._sample(batch, self._rollout_seeds(batch))
+            shuffled = self._sample_shuffled(batch)
         with self.timer.phase("reward"):
-            breakdown = self._score(groups)
-        groups, breakdown, redrawn = self._redraw(groups, breakdown)
+            breakdown = self._score(groups, shuffled)
+        groups, breakdown, redrawn = self._redraw(groups, breakdown, shuffled)
         advantages = group_relative_advantages(
             breakdown.total, self.advantage_scale, all_rewards=self.all_gather(breakdown.total.to(self.device)).cpu()
         )
@@ -145,11 +153,32 @@ class GRPOModule(PolicyModule):
     def _sample(self, batch: PromptBatch, seeds: Sequence[int]) -> list[RolloutGroup]:
         return self.engine.generate(batch, self.sampling, group_size=self.group_size, seeds=seeds)
 
-    def _score(self, groups: Sequence[RolloutGroup]) -> RewardBreakdown:
-        return self.suite.score([reward_input(group) for group in groups])
+    def _sample_shuffled(self, batch: PromptBatch) -> ShuffledCompletions:
+        """Completions for the frames in shuffled order: of videos, where a reward asks for them."""
+        shares = [getattr(reward, "shuffled_share", 0.0) for reward in self.suite.rewards.values()]
+        places = [i for i, prompt in enumerate(batch.prompts) if prompt.record.data_type == "video"]
+        completions: ShuffledCompletions = [None] * len(batch)
+        if not any(shares) or not places:
+            return completions
+        seeds = self._rollout_seeds(batch, SHUFFLED_ATTEMPT)
+        layout = self.policy.family.layout
+        shuffled = self._located([shuffled_prompt(batch.prompts[i], layout, seeds[i]) for i in places])
+        count = max(1, round(max(shares) * self.group_size))
+        groups = self.engine.generate(shuffled, self.sampling, group_size=count, seeds=[seeds[i] for i in places])
+        for place, group in zip(places, groups, strict=True):
+            completions[place] = tuple(completion.text for completion in group.completions)
+        return completions
+
+    def _score(self, groups: Sequence[RolloutGroup], shuffled: ShuffledCompletions) -> RewardBreakdown:
+        return self.suite.score([reward_input(group, texts) for group, texts in zip(groups, shuffled, strict=True)])
+
+    def _located(self, prompts: Sequence[EncodedPrompt]) -> PromptBatch:
+        """A batch of prompts on the device."""
+        collate = PromptCollator(pad_token_id=self.policy.tokenizer.pad_token_id)
+        return self.policy.locate(collate(prompts)).to(self.device)
 
     def _redraw(
-        self, groups: list[RolloutGroup], breakdown: RewardBreakdown
+        self, groups: list[RolloutGroup], breakdown: RewardBreakdown, shuffled: ShuffledCompletions
     ) -> tuple[list[RolloutGroup], RewardBreakdown, int]:
         """Draw groups whose rewards all agree again, at most `max_resamples` times; counts the groups drawn."""
         redrawn = 0
@@ -157,14 +186,13 @@ class GRPOModule(PolicyModule):
             stale = zero_variance(breakdown.total).nonzero().flatten().tolist()
             if not stale:
                 break
-            collate = PromptCollator(pad_token_id=self.policy.tokenizer.pad_token_id)
-            batch = self.policy.locate(collate([groups[index].prompt for index in stale])).to(self.device)
+            batch = self._located([groups[index].prompt for index in stale])
             with self.timer.phase("rollout"):
                 fresh = self._sample(batch, self._rollout_seeds(batch, attempt))
             for index, group in zip(stale, fresh, strict=True):
                 groups[index] = group
             with self.timer.phase("reward"):
-                breakdown = self._score(groups)
+                breakdown = self._score(groups, shuffled)
             redrawn += len(stale)
         return groups, breakdown, redrawn
 

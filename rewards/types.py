@@ -47,6 +47,9 @@ class RewardInput:
     """G flags: the completion reached the token limit without an end-of-sequence token."""
     frames: Tensor | None = None
     """The frames that the policy saw, uint8 [F, 3, H, W]; None for a text-only record."""
+    shuffled_completions: tuple[str, ...] | None = None
+    """Completions sampled for the same question on the frames in shuffled order; None unless a reward asks for them and
+    the record is a video."""
     options: tuple[str, ...] = ()
     """Answer options as listed in the record; empty if there are none or if they stand in the question."""
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -15,8 +15,8 @@ from rewards.format import format_reward
 from rewards.types import RewardBreakdown, RewardInput
 
 
-def reward_input(group: RolloutGroup) -> RewardInput:
-    """What the rewards see of a group."""
+def reward_input(group: RolloutGroup, shuffled_completions: tuple[str, ...] | None = None) -> RewardInput:
+    """What the rewards see of a group, with what was sampled for its shuffled frames if anything was."""
     record = group.prompt.record
     return RewardInput(
         record_id=record.problem_id,
@@ -27,6 +27,7 @@ def reward_input(group: RolloutGroup) -> RewardInput:
         completion_tokens=tuple(len(completion.token_ids) for completion in group.completions),
         truncated=tuple(completion.truncated for completion in group.completions),
         frames=group.prompt.frames,
+        shuffled_completions=shuffled_completions,
         options=record.options,
         extra=record.extra,
     )

@@ -3,8 +3,10 @@ import torch
 
 from lightning_modules.functional.policy_losses import LossSettings
 from lightning_modules.policy.policy import Policy
+from lightning_modules.rollouts.transformers_engine import TransformersEngine
 from lightning_modules.rollouts.types import SamplingConfig
 from rewards import AccuracyReward, FormatReward
+from rewards.temporal import TemporalReward
 from tests.lightning_modules.module_runs import LetterReward, data_module, grpo_module, scalars, trainer
 
 NO_REFERENCE = LossSettings(beta=0.0)
@@ -263,3 +265,18 @@ def test_every_loss_gives_one_trajectory_whatever_the_micro_batches(tiny_folder,
     _, whole = run(tmp_path / "whole", tiny_folder, mixed_data, **options)
     _, split = run(tmp_path / "split", tiny_folder, mixed_data, micro_batch_groups=1, **options)
     assert_same_trajectory(split, whole)
+
+
+def test_shuffled_frames_are_sampled_for_videos_where_a_reward_asks(tiny_folder, mixed_data, tmp_path, monkeypatch):
+    calls, generate = [], TransformersEngine.generate
+
+    def recorded(self, batch, config, *, group_size, seeds):
+        calls.append((group_size, [prompt.record.data_type for prompt in batch.prompts]))
+        return generate(self, batch, config, group_size=group_size, seeds=seeds)
+
+    monkeypatch.setattr(TransformersEngine, "generate", recorded)
+    _, logged = run(tmp_path, tiny_folder, mixed_data, steps=1, rewards=[AccuracyReward(), TemporalReward()])
+    (ordered_size, kinds), (shuffled_size, shuffled_kinds) = calls
+    assert (ordered_size, shuffled_size) == (4, 2)
+    assert shuffled_kinds == ["video"] * kinds.count("video") and len(shuffled_kinds) < len(kinds)
+    assert "train/reward/temporal/mean" in logged
