@@ -51,8 +51,9 @@ clean:  ## Remove caches and runs/; the environment stays
 	rm -rf runs .pytest_cache .ruff_cache
 	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
-# The tests' models are too small to gain from more threads, and two-process tests would fight over the cores.
-test test-slow: export OMP_NUM_THREADS ?= 1
+# The models of tests and demo are too small to gain from more threads, which fight over the cores with the loader's
+# worker and the second rank.
+demo test test-slow: export OMP_NUM_THREADS ?= 1
 
 $(BASE):
 	@.ci/environment "$(VENV)" "$@" requirements.txt "$(PYTHON3)"
