@@ -1,8 +1,10 @@
-"""Rewards: text, counts and frames in, numbers out. The classes here are those that a YAML names by `class_path`."""
+"""Rewards: text, counts and frames in, numbers out. What a YAML names by `class_path` stands here."""
 
 from rewards.accuracy import AccuracyReward
 from rewards.base import Reward
 from rewards.format import FormatReward
+from rewards.function_reward import FunctionReward
 from rewards.length import LengthReward
+from rewards.registry import register, registered
 
-__all__ = ["AccuracyReward", "FormatReward", "LengthReward", "Reward"]
+__all__ = ["AccuracyReward", "FormatReward", "FunctionReward", "LengthReward", "Reward", "register", "registered"]

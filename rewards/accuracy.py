@@ -1,18 +1,22 @@
 """Is the answer right? One function per kind of question, as in the published VideoRFT rewards.
 
 Each takes the text of the prediction ("" if the completion has no answer) and the text of the gold answer, both
-without tags and surrounding whitespace, and returns a score in [0, 1].
+without tags and surrounding whitespace, and returns a score in [0, 1]. Tolerant parsing, which the published rewards
+do not have, reads more spellings of option letters and numbers and never scores lower.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, get_args
 
 from rewards.answer_format import parse_response, wrap_answer
 from rewards.base import Reward
-from rewards.normalize import parse_number
+from rewards.normalize import option_letter, parse_number, written_number
 from rewards.text_similarity import mean_rouge, word_error_rate
 from rewards.types import ProblemType, RewardInput
+
+AnswerParsing = Literal["strict", "tolerant"]
 
 
 def multiple_choice_accuracy(prediction: str, gold: str) -> float:
@@ -51,11 +55,25 @@ def regression_accuracy(prediction: str, gold: str) -> float:
     """
     gold_number = _gold_number(gold)
     number = parse_number(prediction)
-    if number is None:
-        return 0.0
-    if gold_number == 0:
-        return float(number == 0)
-    return max(0.0, 1.0 - abs(number - gold_number) / abs(gold_number))
+    return 0.0 if number is None else _closeness(number, gold_number)
+
+
+def tolerant_multiple_choice_accuracy(prediction: str, gold: str, options: Sequence[str] = ()) -> float:
+    """1 if both name the same option in a way that `option_letter` accepts, else 0."""
+    letter = option_letter(prediction, options)
+    return float(letter is not None and letter == option_letter(gold, options))
+
+
+def tolerant_numerical_accuracy(prediction: str, gold: str, options: Sequence[str] = ()) -> float:
+    """1 if both numbers are equal when rounded to two decimals, however `written_number` finds them written."""
+    number = written_number(prediction)
+    return float(number is not None and round(number, 2) == round(_gold_number(gold), 2))
+
+
+def tolerant_regression_accuracy(prediction: str, gold: str, options: Sequence[str] = ()) -> float:
+    """`regression_accuracy` of a number that `written_number` accepts."""
+    number = written_number(prediction)
+    return 0.0 if number is None else _closeness(number, _gold_number(gold))
 
 
 ACCURACY_FUNCTIONS: Mapping[str, Callable[[str, str], float]] = {
@@ -66,8 +84,22 @@ ACCURACY_FUNCTIONS: Mapping[str, Callable[[str, str], float]] = {
     ProblemType.REGRESSION: regression_accuracy,
 }
 
+TOLERANT_FUNCTIONS: Mapping[str, Callable[[str, str, Sequence[str]], float]] = {
+    ProblemType.MULTIPLE_CHOICE: tolerant_multiple_choice_accuracy,
+    ProblemType.NUMERICAL: tolerant_numerical_accuracy,
+    ProblemType.REGRESSION: tolerant_regression_accuracy,
+}
+"""What tolerant parsing adds to the strict functions; OCR and free-form answers have no spelling to tolerate."""
 
-def accuracy_reward(problem_type: str | ProblemType, completion: str, solution: str) -> float:
+
+def accuracy_reward(
+    problem_type: str | ProblemType,
+    completion: str,
+    solution: str,
+    *,
+    parsing: AnswerParsing = "strict",
+    options: Sequence[str] = (),
+) -> float:
     """Score one completion, in [0, 1].
 
     `accuracy_reward(problem_type, solution, solution)` is what the gold answer itself gets: a quick check of a record.
@@ -77,6 +109,8 @@ def accuracy_reward(problem_type: str | ProblemType, completion: str, solution: 
             `check rewards` never get here with one, because records and completion files refuse it.
         completion: the model's text; without a closed answer element the prediction is empty.
         solution: the gold answer with its tags.
+        parsing: strict as published, or tolerant: the better of the strict score and that of `TOLERANT_FUNCTIONS`.
+        options: the record's answer options, which tolerant parsing compares an option's text with.
 
     Raises:
         ValueError: the solution has no answer element, an empty one, or one that is no number where the problem type
@@ -88,16 +122,54 @@ def accuracy_reward(problem_type: str | ProblemType, completion: str, solution: 
     gold = parse_response(solution).answer
     if not gold:  # An empty gold answer would reward every completion that answers nothing.
         raise ValueError(f"The solution {solution!r} has no answer; write it as {wrap_answer('...')}.")
-    return accuracy_function(parse_response(completion).answer or "", gold)
+    prediction = parse_response(completion).answer or ""
+    score = accuracy_function(prediction, gold)
+    if parsing == "tolerant" and problem_type in TOLERANT_FUNCTIONS:
+        score = max(score, TOLERANT_FUNCTIONS[problem_type](prediction, gold, options))
+    return score
 
 
 class AccuracyReward(Reward):
-    """Agreement of the answer with the solution, in [0, 1], by the rule of the question's problem type."""
+    """Agreement of the answer with the solution, in [0, 1], by the rule of the question's problem type.
+
+    Args:
+        weight: factor of the score in the total.
+        gate: name of a reward of the suite; this one counts only where that one's raw score is above 0.
+        name: name in logs and in the breakdown; "accuracy" if not given.
+        problem_types: the kinds of question that are scored; null for all.
+        parsing: strict compares answers as the published code does: "A" is "A" and nothing else. tolerant also takes
+            "a", "(A)", "A.", "A. left", "Option A" and "**A**" for "A", and "1,200" and "1200.0" for "1200".
+
+    Raises:
+        ValueError: unknown parsing.
+    """
 
     name = "accuracy"
 
-    def score(self, group: RewardInput, raw: Mapping[str, Sequence[float]]) -> list[float]:
-        return [accuracy_reward(group.problem_type, completion, group.solution) for completion in group.completions]
+    def __init__(
+        self,
+        weight: float = 1.0,
+        gate: str | None = None,
+        name: str | None = None,
+        problem_types: list[str] | None = None,
+        parsing: AnswerParsing = "strict",
+    ) -> None:
+        super().__init__(weight=weight, gate=gate, name=name, problem_types=problem_types)
+        if parsing not in get_args(AnswerParsing):
+            allowed = ", ".join(map(repr, get_args(AnswerParsing)))
+            raise ValueError(f"Reward {self.name!r} has parsing {parsing!r}; allowed are {allowed}.")
+        self.parsing: AnswerParsing = parsing
+
+    def score_one(self, group: RewardInput, index: int) -> float:
+        return accuracy_reward(
+            group.problem_type, group.completions[index], group.solution, parsing=self.parsing, options=group.options
+        )
+
+
+def _closeness(number: float, gold_number: float) -> float:
+    if gold_number == 0:
+        return float(number == 0)
+    return max(0.0, 1.0 - abs(number - gold_number) / abs(gold_number))
 
 
 def _gold_number(gold: str) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from rewards.answer_format import parse_response
 from rewards.base import Reward
 from rewards.types import RewardInput
@@ -19,5 +17,5 @@ class FormatReward(Reward):
 
     name = "format"
 
-    def score(self, group: RewardInput, raw: Mapping[str, Sequence[float]]) -> list[float]:
-        return [format_reward(completion) for completion in group.completions]
+    def score_one(self, group: RewardInput, index: int) -> float:
+        return format_reward(group.completions[index])

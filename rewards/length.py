@@ -15,6 +15,7 @@ class LengthReward(Reward):
         weight: factor of the score in the total.
         gate: name of a reward of the suite; this one counts only where that one's raw score is above 0.
         name: name in logs and in the breakdown; "length" if not given.
+        problem_types: the kinds of question that the bonus is for; null for all.
         bonus: score of a completion that earns it.
         min_tokens: shortest completion that earns it, end-of-sequence token included.
         max_tokens: longest completion that earns it, end-of-sequence token included.
@@ -33,13 +34,14 @@ class LengthReward(Reward):
         weight: float = 1.0,
         gate: str | None = None,
         name: str | None = None,
+        problem_types: list[str] | None = None,
         bonus: float = 0.2,
         min_tokens: int = 320,
         max_tokens: int = 512,
         min_accuracy: float = 0.1,
         min_accurate: int = 2,
     ) -> None:
-        super().__init__(weight=weight, gate=gate, name=name)
+        super().__init__(weight=weight, gate=gate, name=name, problem_types=problem_types)
         if not 0 <= min_tokens <= max_tokens:
             raise ValueError(
                 f"Reward {self.name!r} has min_tokens {min_tokens} and max_tokens {max_tokens}; "

@@ -1,6 +1,16 @@
-"""The rewards of a run together: weights, gates, validation and the breakdown.
+"""The rewards of a run together: weights, gates, routing, truncation, normalisation, validation and the breakdown.
 
-total = sum over rewards of weight * 1[gate's raw score > 0] * raw score. Shapes: B groups, G completions per group.
+Shapes: B groups, G completions per group. Reward k scores completion i of a group raw[k, i]; it has the weight w[k].
+
+    x[k, i] = raw[k, i] * 1[the gate of k scores i above 0]       raw is 0 where k is not for this kind of question
+    x[k, i] = 0 for a truncated i                                 with `truncation: zero`
+    x[k, i] = (x[k, i] - mean_i x[k]) / (std_i x[k] + 1e-4)       with `normalisation: per_reward`
+    total[i] = sum over k of w[k] * x[k, i]
+    total[i] = total[i] - truncation_penalty for a truncated i    with `truncation: penalise`
+
+std is that of the group with Bessel's correction, as in the group-relative advantage, so a reward that says the same of
+the whole group contributes exactly 0 under `per_reward` (as does a group of one). `per_reward` is the first step of
+GDPO (arXiv 2601.05242); `advantage_scale: batch` is its second, the division by the batch's standard deviation.
 """
 
 from __future__ import annotations
@@ -15,10 +25,19 @@ import torch
 from torch import Tensor
 
 from rewards.base import Reward, naming_failures
+from rewards.suite_settings import SuiteSettings
 from rewards.types import RewardBreakdown, RewardInput
 
 TOTAL = "total"
 """Name of the sum in stored breakdowns and logs; no reward may take it."""
+
+TRUNCATION = "truncation"
+"""Name of the truncation penalty among the contributions; no reward may take it."""
+
+RESERVED_NAMES = {TOTAL: "the sum", TRUNCATION: "the truncation penalty"}
+
+EPS = 1e-4
+"""Added to the standard deviation under `per_reward`, as in the group-relative advantage."""
 
 GroupScores = tuple[float, ...]
 
@@ -29,16 +48,18 @@ class RewardSuite:
     Args:
         rewards: at least one reward, in the order of logs and breakdowns. Names are unique; a gate and every required
             name is another reward of the list.
+        settings: normalisation and truncation; None for the plain weighted sum.
 
     Raises:
         ValueError: the list is empty, a name is missing, taken twice or reserved, a weight is negative or not finite,
             all weights are 0, a gate or a required reward is absent, or gates and requirements form a cycle.
     """
 
-    def __init__(self, rewards: Sequence[Reward]) -> None:
+    def __init__(self, rewards: Sequence[Reward], settings: SuiteSettings | None = None) -> None:
         _check_names(rewards)
         _check_weights(rewards)
         self.rewards = {reward.name: reward for reward in rewards}
+        self.settings = settings or SuiteSettings()
         self._order = _evaluation_order(self.rewards)
 
     def score(self, groups: Sequence[RewardInput]) -> RewardBreakdown:
@@ -60,7 +81,7 @@ class RewardSuite:
             raw[name] = self._raw_scores(self.rewards[name], groups, raw)
             seconds[name] = time.perf_counter() - started
         components = {name: torch.tensor(raw[name], dtype=torch.float32) for name in self.rewards}  # [B, G]
-        contributions = {name: self._contribution(reward, components) for name, reward in self.rewards.items()}
+        contributions = self._contributions(components, groups)
         return RewardBreakdown(
             total=torch.stack(tuple(contributions.values())).sum(dim=0),  # [B, G]
             components=components,
@@ -68,27 +89,52 @@ class RewardSuite:
             seconds={name: seconds[name] for name in self.rewards},
         )
 
+    def _contributions(self, components: Mapping[str, Tensor], groups: Sequence[RewardInput]) -> dict[str, Tensor]:
+        """What each reward adds to the total, and what truncation takes from it; all [B, G]."""
+        truncated = torch.tensor([group.truncated for group in groups])  # [B, G]
+        contributions = {}
+        for name, reward in self.rewards.items():
+            counted = components[name]
+            if reward.gate is not None:
+                counted = counted * (components[reward.gate] > 0)
+            if self.settings.truncation == "zero":
+                counted = counted.masked_fill(truncated, 0.0)
+            if self.settings.normalisation == "per_reward":
+                counted = _standardised(counted)
+            contributions[name] = reward.weight * counted
+        if self.settings.truncation_penalty is not None:
+            contributions[TRUNCATION] = -self.settings.truncation_penalty * truncated.float()
+        return contributions
+
     @staticmethod
     def _raw_scores(
         reward: Reward, groups: Sequence[RewardInput], raw: Mapping[str, Sequence[GroupScores]]
     ) -> list[GroupScores]:
-        required = [{name: raw[name][row] for name in reward.requires} for row in range(len(groups))]
-        with naming_failures(reward, groups):
-            returned = reward.score_batch(groups, required)
-        if not isinstance(returned, Sequence | Tensor) or len(returned) != len(groups):
-            records = ", ".join(group.record_id for group in groups)
+        """B rows of G checked scores; the reward is asked about the groups that it is for, the others score 0."""
+        scores: list[GroupScores] = [(0.0,) * len(group.completions) for group in groups]
+        rows = [row for row, group in enumerate(groups) if reward.applies_to(group.problem_type)]
+        if not rows:
+            return scores
+        asked = [groups[row] for row in rows]
+        with naming_failures(reward, asked):
+            returned = reward.score_batch(asked, [{name: raw[name][row] for name in reward.requires} for row in rows])
+        if not isinstance(returned, Sequence | Tensor) or len(returned) != len(asked):
+            records = ", ".join(group.record_id for group in asked)
             raise ValueError(
                 f"Reward {reward.name!r} on problem_id {records} returned {returned!r}; "
-                f"score_batch must return {len(groups)} rows, one per group."
+                f"score_batch must return {len(asked)} rows, one per group."
             )
-        return [_checked_scores(reward, group, scores) for group, scores in zip(groups, returned, strict=True)]
+        for row, row_scores in zip(rows, returned, strict=True):
+            scores[row] = _checked_scores(reward, groups[row], row_scores)
+        return scores
 
-    @staticmethod
-    def _contribution(reward: Reward, components: Mapping[str, Tensor]) -> Tensor:
-        contribution = reward.weight * components[reward.name]
-        if reward.gate is not None:
-            contribution = contribution * (components[reward.gate] > 0)
-        return contribution
+
+def _standardised(values: Tensor) -> Tensor:
+    """Mean 0 and standard deviation 1 within each group; [B, G]."""
+    values = values.double()  # The mean of G equal float32 numbers is then exactly that number.
+    centred = values - values.mean(dim=1, keepdim=True)
+    variance = centred.square().sum(dim=1, keepdim=True) / max(values.shape[1] - 1, 1)
+    return (centred / (variance.sqrt() + EPS)).float()
 
 
 def _check_names(rewards: Sequence[Reward]) -> None:
@@ -98,8 +144,11 @@ def _check_names(rewards: Sequence[Reward]) -> None:
     for reward in rewards:
         if not reward.name:
             raise ValueError(f"A {type(reward).__name__} has no name; set `name` on the class or in its init_args.")
-        if reward.name == TOTAL:
-            raise ValueError(f"A {type(reward).__name__} is named {TOTAL!r}, the name of the sum; choose another name.")
+        if reward.name in RESERVED_NAMES:
+            raise ValueError(
+                f"A {type(reward).__name__} is named {reward.name!r}, the name of {RESERVED_NAMES[reward.name]}; "
+                "choose another name."
+            )
         if names.count(reward.name) > 1:
             raise ValueError(
                 f"{names.count(reward.name)} rewards are named {reward.name!r}; names must be unique. "

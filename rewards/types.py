@@ -65,10 +65,11 @@ class RewardBreakdown:
     """Scores of a batch of groups. All groups hold the same number of completions."""
 
     total: Tensor
-    """float32 [B, G]: the sum of weight * gate * raw over the rewards."""
+    """float32 [B, G]: the sum of the contributions; the formula stands in `rewards.suite`."""
     components: Mapping[str, Tensor]
     """Reward name -> raw score before weight and gate, float32 [B, G]."""
     contributions: Mapping[str, Tensor]
-    """Reward name -> weight * gate * raw, float32 [B, G]; they add up to `total`."""
+    """Reward name -> what it adds to `total` after gate, truncation, normalisation and weight, float32 [B, G]; also
+    "truncation" -> minus the penalty where truncated completions are penalised."""
     seconds: Mapping[str, float]
     """Reward name -> wall time spent on it for this batch."""

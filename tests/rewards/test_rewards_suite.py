@@ -190,7 +190,7 @@ def test_failure_of_a_whole_batch_names_all_its_records(make_group):
 
 
 def test_bad_gold_answer_is_reported_with_its_record(make_group):
-    with pytest.raises(RewardError, match="'accuracy' failed on problem_id b: ValueError: The solution"):
+    with pytest.raises(RewardError, match="'accuracy' failed on problem_id b, completion 0: ValueError: The solution"):
         RewardSuite([AccuracyReward()]).score([make_group("A"), make_group("A", gold="", record_id="b")])
 
 
