@@ -1,0 +1,227 @@
+"""SigLIP and SigLIP2 as a frozen measure: frames and texts in, unit vectors out that can be compared by cosine.
+
+Shapes: N images or texts, D embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.processing_utils import ProcessorMixin
+
+EncoderDtype = Literal["float32", "bfloat16", "float16"]
+MODEL_TYPES = ("siglip", "siglip2")
+"""`model_type` of the checkpoints that can be read; SigLIP2 of fixed resolution calls itself "siglip"."""
+
+
+class ImageTextEncoder:
+    """The two towers of a SigLIP checkpoint, without gradient. The weights are read on first use.
+
+    It is no `torch.nn.Module`, so that whoever holds it takes none of its weights into checkpoints or optimizers.
+
+    Args:
+        model_name_or_path: a Hugging Face folder or name. A folder's configuration and processor are read at once.
+        device: "auto" (the current CUDA device if there is one, else the CPU) or any device of torch.
+        dtype: of the weights and of the computation, whatever autocast says around it.
+        max_tokens: texts are cut to so many tokens, end-of-text token included; null takes the text tower's limit.
+        batch_size: images or texts per forward pass.
+
+    Raises:
+        ValueError: the folder is missing, incomplete or holds another kind of model, or a setting is out of range.
+            For a name, which is looked up only on first use, the first call raises it.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        *,
+        device: str = "auto",
+        dtype: EncoderDtype = "float32",
+        max_tokens: int | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        if dtype not in get_args(EncoderDtype):
+            raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(get_args(EncoderDtype))}.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be >= 1.")
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens}; it must be >= 1, or null for the text tower's limit.")
+        _check_device(device)
+        self.model_name_or_path = model_name_or_path
+        self.device = device
+        self.dtype = dtype
+        self.max_tokens = max_tokens
+        self.batch_size = batch_size
+        if _looks_like_path(model_name_or_path):
+            # Here and not on first use: a run should fail before its first rollout, not after it.
+            _ = self.text_length, self.processor
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The checkpoint's configuration."""
+        return _read_config(self.model_name_or_path)
+
+    @cached_property
+    def text_length(self) -> int:
+        """Tokens that a text may keep."""
+        limit = self.config.text_config.max_position_embeddings
+        if self.max_tokens is not None and self.max_tokens > limit:
+            raise ValueError(
+                f"max_tokens is {self.max_tokens}, but the text tower of {self.model_name_or_path!r} reads {limit}; "
+                f"give at most {limit}, or null."
+            )
+        return self.max_tokens or limit
+
+    @cached_property
+    def processor(self) -> ProcessorMixin:
+        """The checkpoint's image processor and tokenizer."""
+        from transformers import AutoProcessor
+
+        try:
+            return AutoProcessor.from_pretrained(self.model_name_or_path)
+        except ImportError as error:  # SigLIP's own tokenizer class reads a sentencepiece file.
+            raise ValueError(
+                f"The tokenizer of {self.model_name_or_path!r} needs a package that is missing: {str(error).strip()} "
+                "(pip install sentencepiece protobuf)"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise ValueError(f"The processor of {self.model_name_or_path!r} cannot be read: {error}") from error
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The towers: frozen, in evaluation mode, on the device."""
+        from transformers import AutoModel
+
+        try:
+            model = AutoModel.from_pretrained(
+                self.model_name_or_path, config=self.config, dtype=getattr(torch, self.dtype)
+            )
+        except OSError as error:
+            raise ValueError(f"The checkpoint {self.model_name_or_path!r} is incomplete: {error}") from error
+        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        return model.requires_grad_(False).eval().to(chosen)
+
+    def encode_images(self, images: Sequence[Tensor]) -> Tensor:
+        """Unit vectors of images.
+
+        Args:
+            images: N images [3, H, W] of any sizes, uint8.
+
+        Returns:
+            float32 [N, D] on the CPU.
+        """
+        rows = []
+        for batch in self._batches(images):
+            inputs = self.image_inputs(batch)
+            with self._undisturbed():
+                rows.append(_unit(self.model.get_image_features(**self._on_device(inputs)).pooler_output))
+        return torch.cat(rows)  # [N, D]
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors of texts, each cut to `text_length` tokens.
+
+        Returns:
+            float32 [N, D] on the CPU.
+        """
+        rows = []
+        for batch in self._batches(texts):
+            input_ids = self.text_inputs(batch)
+            with self._undisturbed():
+                rows.append(
+                    _unit(self.model.get_text_features(**self._on_device({"input_ids": input_ids})).pooler_output)
+                )
+        return torch.cat(rows)  # [N, D]
+
+    def image_inputs(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What the image tower gets: the bytes after the checkpoint's own resizing and normalisation, nothing else."""
+        assert all(image.dtype == torch.uint8 for image in images), "images must be uint8"
+        # The layout is stated, because a processor would guess it from sizes, and guess wrong for three rows of pixels.
+        processed = self.processor.image_processor(
+            list(images), input_data_format="channels_first", return_tensors="pt"
+        )
+        return dict(processed)
+
+    def text_inputs(self, texts: Sequence[str]) -> Tensor:
+        """Token ids [N, limit], padded to the tower's limit.
+
+        Both families were trained on lower-case text, though not every tokenizer folder says so, and on padding that
+        is attended to: the tower reads its vector off the last position, so there is no attention mask.
+        """
+        tokenizer = self.processor.tokenizer
+        lowered = [text.lower() for text in texts]
+        cut = tokenizer(lowered, truncation=True, max_length=self.text_length, return_attention_mask=False)
+        limit = self.config.text_config.max_position_embeddings
+        padded = tokenizer.pad(
+            {"input_ids": cut["input_ids"]}, padding="max_length", max_length=limit, return_tensors="pt"
+        )
+        return padded["input_ids"]  # [N, limit]
+
+    def _batches(self, items: Sequence) -> Iterator[Sequence]:
+        for start in range(0, len(items), self.batch_size):
+            yield items[start : start + self.batch_size]
+
+    def _on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        dtype = getattr(torch, self.dtype)
+        return {
+            name: value.to(self.model.device, dtype if value.is_floating_point() else None)
+            for name, value in inputs.items()
+        }
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """No gradient, and the encoder's own dtype inside a training step of mixed precision."""
+        with torch.no_grad(), torch.autocast(self.model.device.type, enabled=False):
+            yield
+
+
+def _unit(features: Tensor) -> Tensor:
+    return normalize(features.float(), dim=-1).cpu()
+
+
+def _looks_like_path(model_name_or_path: str) -> bool:
+    path = Path(model_name_or_path)
+    return path.is_absolute() or model_name_or_path.startswith((".", "~")) or path.is_dir()
+
+
+def _read_config(model_name_or_path: str) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    if _looks_like_path(model_name_or_path) and not (Path(model_name_or_path) / "config.json").is_file():
+        raise ValueError(
+            f"The image-text encoder is {model_name_or_path!r}, but there is no config.json in that folder. Give the "
+            "folder of a SigLIP or SigLIP2 checkpoint (config.json, *.safetensors, processor and tokenizer files) or a "
+            "Hugging Face name such as google/siglip-so400m-patch14-384."
+        )
+    try:
+        config = AutoConfig.from_pretrained(model_name_or_path)
+    except OSError as error:
+        raise ValueError(
+            f"The image-text encoder is {model_name_or_path!r}, which is neither a folder here nor a name that could "
+            f"be downloaded: {error}"
+        ) from error
+    if config.model_type not in MODEL_TYPES:
+        raise ValueError(
+            f"The image-text encoder {model_name_or_path!r} holds a {config.model_type!r} model, which is not a "
+            f"two-tower image-text model of the types {', '.join(map(repr, MODEL_TYPES))}. Give a SigLIP or SigLIP2 "
+            "checkpoint with both towers."
+        )
+    return config
+
+
+def _check_device(device: str) -> None:
+    if device == "auto":
+        return
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}; give auto, cpu, cuda or cuda:N.") from error
