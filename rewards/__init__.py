@@ -6,5 +6,15 @@ from rewards.format import FormatReward
 from rewards.function_reward import FunctionReward
 from rewards.length import LengthReward
 from rewards.registry import register, registered
+from rewards.semantic import SemanticReward
 
-__all__ = ["AccuracyReward", "FormatReward", "FunctionReward", "LengthReward", "Reward", "register", "registered"]
+__all__ = [
+    "AccuracyReward",
+    "FormatReward",
+    "FunctionReward",
+    "LengthReward",
+    "Reward",
+    "SemanticReward",
+    "register",
+    "registered",
+]

@@ -11,11 +11,13 @@ from rewards.base import Reward
 from rewards.format import FormatReward
 from rewards.function_reward import imported_module
 from rewards.length import LengthReward
+from rewards.semantic import SemanticReward
 
 REWARDS: dict[str, type[Reward]] = {
     "accuracy": AccuracyReward,
     "format": FormatReward,
     "length": LengthReward,
+    "semantic": SemanticReward,
 }
 
 RewardClass = TypeVar("RewardClass", bound=type[Reward])
