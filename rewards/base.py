@@ -9,7 +9,7 @@ from rewards.types import ProblemType, RewardInput
 
 
 class RewardError(RuntimeError):
-    """A reward failed. The message names the reward, its records and, if known, the completion; the cause is attached."""
+    """A reward failed; the message names the reward, its records and, if known, the completion."""
 
 
 class Reward:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,50 @@ def test_completion_without_an_answer_scores_zero(problem_type):
 def test_reward_scores_each_completion_by_the_groups_problem_type(make_group):
     group = make_group(["10", "9", "x"], gold="10", problem_type=ProblemType.REGRESSION)
     assert AccuracyReward().score(group, {}) == pytest.approx([1.0, 0.9, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "prediction", "gold", "strict", "tolerant"),
+    [
+        ("multiple choice", "A", "A", 1.0, 1.0),
+        ("multiple choice", "a", "A", 0.0, 1.0),
+        ("multiple choice", "(A)", "A", 0.0, 1.0),
+        ("multiple choice", "A. left", "A", 0.0, 1.0),
+        ("multiple choice", "A", "A. left", 0.0, 1.0),
+        ("multiple choice", "**A**", "A", 0.0, 1.0),
+        ("multiple choice", "B.", "A", 0.0, 0.0),
+        ("multiple choice", "A or B", "A", 0.0, 0.0),
+        ("multiple choice", "A and C", "A and C", 1.0, 1.0),  # what strict accepts stays right
+        ("multiple choice", "left", "A", 0.0, 0.0),
+        ("numerical", "1,200", "1200", 0.0, 1.0),
+        ("numerical", "5.0", "5", 0.0, 1.0),
+        ("numerical", "**5**", "5", 0.0, 1.0),
+        ("numerical", "5.01", "5", 0.0, 0.0),
+        ("numerical", "5 apples", "5", 0.0, 0.0),
+        ("numerical", "1,5", "15", 0.0, 0.0),
+        ("regression", "**9**", "10", 0.0, 0.9),  # 1 - 1/10
+        ("regression", "9 m", "10", 0.0, 0.0),
+        ("OCR", "stop", "STOP", 0.0, 0.0),
+    ],
+)
+def test_tolerant_parsing_accepts_other_spellings_and_nothing_else(problem_type, prediction, gold, strict, tolerant):
+    answer = problem_type, wrap_answer(prediction), wrap_answer(gold)
+    assert accuracy_reward(*answer) == pytest.approx(strict)
+    assert accuracy_reward(*answer, parsing="tolerant") == pytest.approx(tolerant)
+
+
+@pytest.mark.parametrize("row", GOLDEN_ROWS, ids=lambda row: f"{row['problem_type']}-{row['completion'][-24:]}")
+def test_tolerant_parsing_never_scores_lower(row):
+    answer = row["problem_type"], row["completion"], row["solution"]
+    assert accuracy_reward(*answer, parsing="tolerant") >= accuracy_reward(*answer)
+
+
+def test_the_reward_parses_as_told_and_compares_with_the_records_options(make_group):
+    group = replace(make_group(["A", "a. left", "a. right"]), options=("A. left", "B. right"))
+    assert AccuracyReward().score(group, {}) == [1.0, 0.0, 0.0]
+    assert AccuracyReward(parsing="tolerant").score(group, {}) == [1.0, 1.0, 0.0]
+
+
+def test_unknown_parsing_is_refused():
+    with pytest.raises(ValueError, match="'accuracy' has parsing 'lenient'; allowed are 'strict', 'tolerant'"):
+        AccuracyReward(parsing="lenient")

@@ -3,7 +3,7 @@ from jsonargparse import ArgumentParser
 
 import rewards
 from rewards import LengthReward, Reward
-from rewards.registry import REWARDS
+from rewards.registry import REWARDS, register, registered
 from rewards.suite import RewardSuite
 from rewards.types import ProblemType
 
@@ -41,3 +41,58 @@ def test_list_of_rewards_is_built_from_a_configuration():
 def test_unknown_problem_type_lists_the_known_ones():
     with pytest.raises(ValueError, match="'essay'; it must be one of 'multiple choice', 'numerical', 'OCR'"):
         ProblemType("essay")
+
+
+class Halves(Reward):
+    """Half a point for everybody."""
+
+    def score_one(self, group, index):
+        return 0.5
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr("rewards.registry.REWARDS", dict(REWARDS))
+    monkeypatch.setattr(Halves, "name", "")
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_registered_class_is_built_by_its_name(make_group):
+    assert register("halves")(Halves) is Halves
+    register("halves")(Halves)  # its module loaded anew
+    reward = registered("halves", options={"weight": 3.0})
+    assert RewardSuite([reward]).score([make_group("AB")]).contributions["halves"].tolist() == [[1.5, 1.5]]
+
+
+def test_our_own_rewards_are_built_by_name_too():
+    reward = registered("length", options={"max_tokens": 400})
+    assert isinstance(reward, LengthReward)
+    assert reward.max_tokens == 400
+
+
+@pytest.mark.usefixtures("own_registry")
+@pytest.mark.parametrize(
+    ("name", "decorated", "message"),
+    [
+        ("accuracy", Halves, r"'accuracy' is rewards.accuracy.AccuracyReward's"),
+        ("function", len, "no subclass of rewards.Reward; a function needs no registry"),
+        ("other", ArgumentParser, "no subclass of rewards.Reward"),
+    ],
+)
+def test_what_cannot_be_registered_is_refused(name, decorated, message):
+    with pytest.raises(ValueError, match=message):
+        register(name)(decorated)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"reward": "acuracy"}, "as 'acuracy'; there are 'accuracy', 'format', .*Name the module"),
+        ({"reward": "accuracy", "module": "absent_rewards"}, "no module 'absent_rewards'"),
+        ({"reward": "length", "options": {"max_token": 3}}, "do not fit LengthReward: .*'max_token'"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        registered(**arguments)
