@@ -166,14 +166,16 @@ def check_rewards(
     stage: str = "fit",
     completions: str | None = None,
     output: str | None = None,
+    rollouts: str | None = None,
 ) -> None:
-    """Score the gold answers of a run's data with its rewards, or a file of completions.
+    """Score the gold answers of a run's data with its rewards, or a file of completions; or sum up stored rollouts.
 
     Args:
         config: YAML file of the run; give the option once per file.
         stage: whose files: fit, validate, test or predict.
         completions: JSONL with problem_type, completion and solution in every row, instead of a run.
         output: the same rows with their scores.
+        rollouts: folder that RolloutStore wrote, instead of a run; its summary is printed and drawn into summary.png.
     """
     from datamodules import doctor
     from datamodules.records import scan
@@ -181,8 +183,13 @@ def check_rewards(
     from rewards.completions_file import score_completions_file
     from rewards.suite import RewardSuite
 
-    if (config is None) == (completions is None):
-        raise ValueError("`check rewards` takes either --config with the YAML files of a run, or --completions.")
+    if [config, completions, rollouts].count(None) != 2:
+        raise ValueError(
+            "`check rewards` takes either --config with the YAML files of a run, or --completions, or --rollouts."
+        )
+    if rollouts is not None:
+        _sum_up_rollouts(Path(rollouts))
+        return
     if completions is not None:
         if output is None:
             raise ValueError("`check rewards --completions` also needs --output, the file to write.")
@@ -194,6 +201,16 @@ def check_rewards(
     suite = getattr(model, "suite", None) or RewardSuite([AccuracyReward(), FormatReward()])
     records = chain.from_iterable(scan(file) for file in data.stage_files(stage))
     _finish(doctor.check_rewards(records, suite))
+
+
+def _sum_up_rollouts(folder: Path) -> None:
+    from lightning_modules.rollout_plot import plot_rollouts
+    from lightning_modules.rollout_summary import summarise_rollouts
+
+    summary = summarise_rollouts(folder)
+    print(summary.render())
+    plot_rollouts(summary, folder / "summary.png")
+    print(f"\npicture: {folder / 'summary.png'}")
 
 
 CHECKS: dict[str, Callable[..., None]] = {"data": check_data, "rewards": check_rewards}

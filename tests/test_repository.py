@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 OUR_ROOTS = ("rewards", "datamodules", "lightning_modules", "cli")
 
-OPTIONAL = ("decord", "torchcodec", "bitsandbytes", "peft", "flash_attn", "vllm", "matplotlib")
+OPTIONAL = ("decord", "torchcodec", "bitsandbytes", "peft", "flash_attn", "vllm", "matplotlib", "pyarrow")
 """Imported by the function that needs them, never by a module."""
 
 NOT_IN_BASE = {"flash_attn", "vllm", "torchcodec"}

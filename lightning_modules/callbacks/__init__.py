@@ -3,5 +3,6 @@
 from lightning_modules.callbacks.hf_export import HFExport
 from lightning_modules.callbacks.prediction_writer import PredictionWriter
 from lightning_modules.callbacks.rollout_pictures import RolloutPictures
+from lightning_modules.callbacks.rollout_store import RolloutStore
 
-__all__ = ["HFExport", "PredictionWriter", "RolloutPictures"]
+__all__ = ["HFExport", "PredictionWriter", "RolloutPictures", "RolloutStore"]
