@@ -15,10 +15,10 @@ Cases: `rollout_prefill` (prompt to the logits of G first tokens), `rollout` (wh
 backward of all parameters, vision tower included), `logprobs` (hidden states to log-probabilities and back), `step`
 (rollout and update).
 
-Methods take turns within each repeat and medians are compared. Seconds are process CPU time on a CPU and wall time on
-a GPU. Memory is the peak beyond weights, gradients and inputs: on a CPU the resident high-water mark of a fresh process
-per number, on a GPU the allocator's. `floor_seconds` of an update is the arithmetic that this method cannot do without
-at the measured speed of a large matrix product.
+Methods take turns within each repeat and medians are compared. Seconds are the process's user time on a CPU (page
+faults left out, which would favour `ours`) and wall time on a GPU. Memory is the peak beyond weights, gradients and
+inputs: on a CPU the resident high-water mark of a fresh process per number, on a GPU the allocator's. `floor_seconds`
+of an update is the arithmetic that this method cannot do without at the measured speed of a large matrix product.
 """
 
 from __future__ import annotations

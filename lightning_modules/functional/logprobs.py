@@ -81,6 +81,7 @@ class _ChunkedTokenStatistics(torch.autograd.Function):
             logprobs[rows] = chosen.squeeze(1) - normaliser[rows]
             # The entropy is the normaliser minus the mean logit, both relative to the top logit here.
             entropy[rows] = total.log() - exponentials.mul_(logits).sum(dim=-1) / total
+            del logits, exponentials  # else the next chunk is made while this one still exists
         ctx.save_for_backward(hidden, weight, targets, normaliser)
         ctx.temperature, ctx.chunk_size = temperature, chunk_size
         ctx.mark_non_differentiable(entropy, is_top)
@@ -112,4 +113,5 @@ class _ChunkedTokenStatistics(torch.autograd.Function):
                 grad_hidden += grad @ head[columns]
             if need_weight:
                 grad_weight[columns] = grad.T @ scaled
+            del grad  # as in the forward
         return None if grad_hidden is None else (grad_hidden * scale).to(hidden.dtype), grad_weight, None, None, None
