@@ -287,6 +287,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command line leave by SystemExit.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if str(Path.cwd()) not in sys.path:  # rewards of one's own stand where the command is run, not beside this file
+        sys.path.append(str(Path.cwd()))
     if given[:1] in (["-h"], ["--help"]):
         print(overview())
         return 0

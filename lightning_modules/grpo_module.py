@@ -28,6 +28,7 @@ from lightning_modules.rollouts.shuffled import shuffled_prompt
 from lightning_modules.rollouts.types import RolloutGroup, SamplingConfig
 from rewards.base import Reward
 from rewards.suite import RewardSuite
+from rewards.suite_settings import SuiteSettings
 from rewards.types import RewardBreakdown
 
 ShuffledCompletions = list[tuple[str, ...] | None]
@@ -45,6 +46,7 @@ class GRPOModule(PolicyModule):
 
     Args:
         rewards: the reward suite, each with its weight and gate.
+        suite: how rewards are normalised and what becomes of truncated completions.
         group_size: completions per prompt, G.
         sampling: how completions are drawn in training.
         loss: name of the policy loss: grpo, dr_grpo, dapo, bnpo, gspo or cispo.
@@ -63,8 +65,9 @@ class GRPOModule(PolicyModule):
     def __init__(
         self,
         rewards: list[Reward],
+        suite: SuiteSettings = SuiteSettings(),  # noqa: B008 - frozen, and its fields show in --help
         group_size: int = 8,
-        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 - frozen, and its fields show in --help
+        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 - likewise
         loss: str = "grpo",
         loss_settings: LossSettings = LossSettings(),  # noqa: B008 - likewise
         advantage_scale: AdvantageScale = "group",
@@ -79,7 +82,7 @@ class GRPOModule(PolicyModule):
         self.automatic_optimization = False
         _check_arguments(group_size, inner_epochs, micro_batch_groups, max_resamples, max_grad_norm)
         self.loss = find_loss(loss, loss_settings)
-        self.suite = RewardSuite(rewards)
+        self.suite = RewardSuite(rewards, suite)
         self.group_size = group_size
         self.sampling = sampling
         self.loss_settings = loss_settings

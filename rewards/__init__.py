@@ -7,6 +7,7 @@ from rewards.function_reward import FunctionReward
 from rewards.length import LengthReward
 from rewards.registry import register, registered
 from rewards.semantic import SemanticReward
+from rewards.temporal import TemporalReward
 
 __all__ = [
     "AccuracyReward",
@@ -15,6 +16,7 @@ __all__ = [
     "LengthReward",
     "Reward",
     "SemanticReward",
+    "TemporalReward",
     "register",
     "registered",
 ]

@@ -12,12 +12,14 @@ from rewards.format import FormatReward
 from rewards.function_reward import imported_module
 from rewards.length import LengthReward
 from rewards.semantic import SemanticReward
+from rewards.temporal import TemporalReward
 
 REWARDS: dict[str, type[Reward]] = {
     "accuracy": AccuracyReward,
     "format": FormatReward,
     "length": LengthReward,
     "semantic": SemanticReward,
+    "temporal": TemporalReward,
 }
 
 RewardClass = TypeVar("RewardClass", bound=type[Reward])

@@ -6,6 +6,7 @@ from lightning_modules.policy.policy import Policy
 from lightning_modules.rollouts.transformers_engine import TransformersEngine
 from lightning_modules.rollouts.types import SamplingConfig
 from rewards import AccuracyReward, FormatReward
+from rewards.suite_settings import SuiteSettings
 from rewards.temporal import TemporalReward
 from tests.lightning_modules.module_runs import LetterReward, data_module, grpo_module, scalars, trainer
 
@@ -280,3 +281,11 @@ def test_shuffled_frames_are_sampled_for_videos_where_a_reward_asks(tiny_folder,
     assert (ordered_size, shuffled_size) == (4, 2)
     assert shuffled_kinds == ["video"] * kinds.count("video") and len(shuffled_kinds) < len(kinds)
     assert "train/reward/temporal/mean" in logged
+
+
+def test_suite_settings_reach_the_suite(tiny_folder, mixed_data, tmp_path):
+    suite = SuiteSettings(truncation="zero")
+    options = {"sampling": SamplingConfig(max_new_tokens=3), "suite": suite, "loss_settings": NO_REFERENCE}
+    _, logged = run(tmp_path, tiny_folder, mixed_data, steps=1, **options)
+    assert logged["train/truncated"][0] == 1.0
+    assert logged["train/reward/mean"] == [0.0]
