@@ -22,7 +22,8 @@ class TemporalReward(Reward):
     Args:
         weight: factor of the bonus in the total.
         gate: name of another reward; this one counts only where that one's raw score is above 0.
-        name: name in logs.
+        name: name in logs and in the breakdown; "temporal" if not given.
+        problem_types: the kinds of question that this reward is for, as spelt in records; null for all.
         bonus: what a right completion earns (Video-R1: 0.3).
         factor: how far below the shuffled share the ordered one may lie (Video-R1: 0.8).
         min_accuracy: a completion is right where its accuracy is above this (Video-R1: 0.1).
@@ -37,12 +38,13 @@ class TemporalReward(Reward):
         weight: float = 1.0,
         gate: str | None = None,
         name: str | None = None,
+        problem_types: list[str] | None = None,
         bonus: float = 0.3,
         factor: float = 0.8,
         min_accuracy: float = 0.1,
         shuffled_share: float = 0.5,
     ) -> None:
-        super().__init__(weight=weight, gate=gate, name=name)
+        super().__init__(weight=weight, gate=gate, name=name, problem_types=problem_types)
         if factor < 0:
             raise ValueError(f"TemporalReward.factor is {factor}; it must be >= 0.")
         if not 0 < shuffled_share <= 1:
