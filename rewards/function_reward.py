@@ -53,7 +53,9 @@ class FunctionReward(Reward):
         return self.function(group, index)
 
     def score(self, group: RewardInput, raw: Mapping[str, Sequence[float]]) -> Sequence[float]:
-        return super().score(group, raw) if self.interface == "completion" else self.function(group)
+        if self.interface == "completion":
+            return super().score(group, raw)
+        return self.function([group])[0] if self.interface == "batch" else self.function(group)
 
     def score_batch(
         self, groups: Sequence[RewardInput], raw: Sequence[Mapping[str, Sequence[float]]]
@@ -84,7 +86,8 @@ def _imported(path: str) -> Callable[..., Any]:
         raise ValueError(f"function is {path!r}; write module.function, such as my_rewards.brevity.")
     module = imported_module(module_name)
     function = getattr(module, attribute, None)
+    if function is None:
+        raise ValueError(f"function is {path!r}, but {module.__file__} has no {attribute!r}.")
     if not callable(function):
-        found = "has no" if function is None else f"has a {type(function).__name__}, not a function,"
-        raise ValueError(f"function is {path!r}, but {module.__file__} {found} {attribute!r}.")
+        raise ValueError(f"function is {path!r}, which is no function: {function!r} in {module.__file__}.")
     return function

@@ -140,6 +140,12 @@ def _standardised(values: Tensor) -> Tensor:
 def _check_names(rewards: Sequence[Reward]) -> None:
     if not rewards:
         raise ValueError("The list of rewards is empty; give at least one, such as rewards.AccuracyReward.")
+    for reward in rewards:
+        if not hasattr(reward, "weight"):
+            raise ValueError(
+                f"A {type(reward).__name__} has no weight; its __init__ must call super().__init__(weight=..., gate=..., "
+                "name=..., problem_types=...)."
+            )
     names = [reward.name for reward in rewards]
     for reward in rewards:
         if not reward.name:

@@ -23,8 +23,10 @@ def tokens_of_all(groups):
     ("function", "interface"), [(tokens_of_each, "group"), (tokens_of_one, "completion"), (tokens_of_all, "batch")]
 )
 def test_every_interface_scores_every_completion(make_group, function, interface):
-    suite = RewardSuite([FunctionReward(function, interface, weight=2.0)])
-    breakdown = suite.score([make_group("AB", tokens=[100, 150]), make_group("AB", tokens=[50, 0])])
+    reward = FunctionReward(function, interface, weight=2.0)
+    groups = [make_group("AB", tokens=[100, 150]), make_group("AB", tokens=[50, 0])]
+    assert reward.score(groups[0], {}) == [1.0, 1.5]
+    breakdown = RewardSuite([reward]).score(groups)
     assert breakdown.total.tolist() == [[2.0, 3.0], [1.0, 0.0]]
     assert list(breakdown.components) == [function.__name__]
 
@@ -75,7 +77,7 @@ def test_a_dotted_path_finds_a_function_outside_the_repository(make_group):
         ("absent_rewards.brevity", "There is no module 'absent_rewards'; put its file into the working directory"),
         ("house_rewards.inner.brevity", "There is no module 'house_rewards.inner'"),
         ("house_rewards.brevty", r"house_rewards\.py has no 'brevty'"),
-        ("house_rewards.limit", r"house_rewards\.py has a int, not a function, 'limit'"),
+        ("house_rewards.limit", r"'house_rewards.limit', which is no function: 3 in .*house_rewards\.py"),
     ],
 )
 def test_a_path_to_nothing_is_refused(function, message):

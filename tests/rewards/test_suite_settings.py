@@ -188,3 +188,18 @@ def test_a_reward_without_a_way_to_score_is_refused():
 
     with pytest.raises(ValueError, match="Silent cannot score; write its score_one, score or score_batch"):
         Silent()
+
+
+def test_a_reward_that_forgets_its_base_is_refused():
+    class Forgetful(Brittle):
+        def __init__(self):
+            self.limit = 3
+
+    with pytest.raises(ValueError, match=r"Forgetful has no weight; its __init__ must call super\(\).__init__"):
+        RewardSuite([Forgetful()])
+
+
+@pytest.mark.parametrize("name", ["total", "truncation"])
+def test_names_of_the_suites_own_are_refused(name):
+    with pytest.raises(ValueError, match=f"A Brittle is named '{name}', the name of the"):
+        RewardSuite([Brittle(name=name)])
