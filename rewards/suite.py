@@ -143,8 +143,8 @@ def _check_names(rewards: Sequence[Reward]) -> None:
     for reward in rewards:
         if not hasattr(reward, "weight"):
             raise ValueError(
-                f"A {type(reward).__name__} has no weight; its __init__ must call super().__init__(weight=..., gate=..., "
-                "name=..., problem_types=...)."
+                f"A {type(reward).__name__} has no weight; its __init__ must call "
+                "super().__init__(weight=..., gate=..., name=..., problem_types=...)."
             )
     names = [reward.name for reward in rewards]
     for reward in rewards:
