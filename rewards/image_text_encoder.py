@@ -64,7 +64,8 @@ class ImageTextEncoder:
         self.batch_size = batch_size
         if _looks_like_path(model_name_or_path):
             # Here and not on first use: a run should fail before its first rollout, not after it.
-            _ = self.text_length, self.processor
+            _ = self.processor
+            _check_weights(model_name_or_path)
 
     @cached_property
     def config(self) -> PretrainedConfig:
@@ -87,12 +88,13 @@ class ImageTextEncoder:
         """The checkpoint's image processor and tokenizer."""
         from transformers import AutoProcessor
 
+        _ = self.text_length  # First, since a missing configuration says more than the processor that is missing too.
         try:
             return AutoProcessor.from_pretrained(self.model_name_or_path)
         except ImportError as error:  # SigLIP's own tokenizer class reads a sentencepiece file.
             raise ValueError(
                 f"The tokenizer of {self.model_name_or_path!r} needs a package that is missing: {str(error).strip()} "
-                "(pip install sentencepiece protobuf)"
+                "(pip install sentencepiece)"
             ) from error
         except (OSError, ValueError) as error:
             raise ValueError(f"The processor of {self.model_name_or_path!r} cannot be read: {error}") from error
@@ -216,6 +218,11 @@ def _read_config(model_name_or_path: str) -> PretrainedConfig:
             "checkpoint with both towers."
         )
     return config
+
+
+def _check_weights(folder: str) -> None:
+    if not any(path.suffix in (".safetensors", ".bin") for path in Path(folder).iterdir()):
+        raise ValueError(f"The checkpoint {folder!r} has no weights; put its *.safetensors files there.")
 
 
 def _check_device(device: str) -> None:

@@ -345,6 +345,31 @@ def test_a_folder_without_processor_is_said_at_construction(siglip, tmp_path):
         SemanticReward(model_name_or_path=str(tmp_path))
 
 
+def test_a_folder_without_weights_is_said_at_construction(siglip, tmp_path):
+    folder = shutil.copytree(siglip, tmp_path / "copy", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(ValueError, match="has no weights"):
+        SemanticReward(model_name_or_path=str(folder))
+
+
+def test_a_missing_sentencepiece_is_said_at_construction(siglip, monkeypatch):
+    def from_pretrained(folder):
+        raise ImportError("SiglipTokenizer requires the SentencePiece library")
+
+    monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", from_pretrained)
+    with pytest.raises(ValueError, match=r"requires the SentencePiece library \(pip install sentencepiece\)"):
+        SemanticReward(model_name_or_path=siglip)
+
+
+def test_an_unknown_name_is_said_on_first_use(group, monkeypatch):
+    def from_pretrained(name):
+        raise OSError("no such repository")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", from_pretrained)
+    reward = SemanticReward(model_name_or_path="nobody/nothing", gate=None)
+    with pytest.raises(ValueError, match="neither a folder here nor a name that could be downloaded: no such repos"):
+        reward.score(group([think("It asks. red")]), {})
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
