@@ -19,7 +19,7 @@ import numpy as np
 
 from lightning_modules.reward_pairs import RewardPairs
 from lightning_modules.rollouts.stored_files import StoredNumbers, parquet_files, read_numbers, stored_reward_names
-from lightning_modules.rollouts.stored_rows import TOTAL_REWARD
+from rewards.suite import TOTAL
 
 LENGTH_BINS = 12
 """At most so many rows in the table of reward against length."""
@@ -92,12 +92,13 @@ class RolloutSummary:
     """[R, R]: Pearson correlation of raw scores over the completions; NaN where a reward does not vary."""
     disagreement: np.ndarray
     """[R, R]: share of completions that reward i finds good and reward j bad: above and below the middle of the range
-    of raw scores that the reward took in these files. NaN where a reward does not vary."""
+    of raw scores that the reward took in these files; a reward that is not for a problem type scores 0 there. NaN where
+    a reward does not vary."""
 
     @property
     def score_names(self) -> tuple[str, ...]:
         """What the R + 1 means of a tally are of."""
-        return (TOTAL_REWARD, *self.names)
+        return (TOTAL, *self.names)
 
     @property
     def total(self) -> Tally:
@@ -121,7 +122,7 @@ class RolloutSummary:
         lines = [
             f"{total.count:,} completions in {total.groups:,} groups, {steps}, {self.files:,} files",
             "",
-            f"by problem type ({TOTAL_REWARD}: what the advantages are of; then each reward's raw score)",
+            f"by problem type ({TOTAL}: what advantages compare; then each reward's raw score)",
             *_table(self._type_rows()),
             "",
             "by length in tokens",
