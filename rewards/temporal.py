@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rewards.accuracy import accuracy_reward
+from rewards.accuracy import AnswerParsing, accuracy_reward
 from rewards.base import Reward
 from rewards.types import RewardInput
 
@@ -28,6 +28,7 @@ class TemporalReward(Reward):
         factor: how far below the shuffled share the ordered one may lie (Video-R1: 0.8).
         min_accuracy: a completion is right where its accuracy is above this (Video-R1: 0.1).
         shuffled_share: completions sampled on shuffled frames, as a share of the group (Video-R1: a half).
+        parsing: how their answers are read; what the accuracy reward of the suite has.
     """
 
     name = "temporal"
@@ -43,6 +44,7 @@ class TemporalReward(Reward):
         factor: float = 0.8,
         min_accuracy: float = 0.1,
         shuffled_share: float = 0.5,
+        parsing: AnswerParsing = "strict",
     ) -> None:
         super().__init__(weight=weight, gate=gate, name=name, problem_types=problem_types)
         if factor < 0:
@@ -53,13 +55,15 @@ class TemporalReward(Reward):
         self.factor = factor
         self.min_accuracy = min_accuracy
         self.shuffled_share = shuffled_share
+        self.parsing: AnswerParsing = parsing
 
     def score(self, group: RewardInput, raw: Mapping[str, Sequence[float]]) -> Sequence[float]:
         right = [accuracy > self.min_accuracy for accuracy in raw["accuracy"]]
         if not group.shuffled_completions:
             return [0.0] * len(right)
         shuffled = [
-            accuracy_reward(group.problem_type, completion, group.solution) > self.min_accuracy
+            accuracy_reward(group.problem_type, completion, group.solution, parsing=self.parsing, options=group.options)
+            > self.min_accuracy
             for completion in group.shuffled_completions
         ]
         earned = sum(right) / len(right) >= self.factor * sum(shuffled) / len(shuffled)
