@@ -149,7 +149,8 @@ class RolloutSummary:
     def _length_rows(self) -> list[tuple[str, ...]]:
         rows = [("tokens", "completions", "truncated", *self.score_names)]
         for low, high, tally in self.length_bins():
-            rows.append((f"{low:,}-{high:,}", f"{tally.count:,}", _share(tally.truncated_share), *_means(tally)))
+            lengths = f"{low:,}-{high:,}" if high > low else f"{low:,}"
+            rows.append((lengths, f"{tally.count:,}", _share(tally.truncated_share), *_means(tally)))
         return rows
 
 
