@@ -52,7 +52,7 @@ def _draw_steps(axes: Axes, summary: RolloutSummary, colors: Mapping[str, str]) 
     steps = [step for step, _ in points]
     for place, (name, color) in enumerate(colors.items()):
         means = [tally.mean_scores[place] for _, tally in points]
-        style = {"linewidth": 2.6, "zorder": 3} if place == 0 else {"linewidth": 1.6}
+        style = {"linewidth": 2.8} if place == 0 else {"linewidth": 1.4}
         axes.plot(steps, means, color=color, label=name, marker="o" if len(points) == 1 else None, **style)
 
 
