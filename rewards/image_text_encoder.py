@@ -147,11 +147,7 @@ class ImageTextEncoder:
     def image_inputs(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
         """What the image tower gets: the bytes after the checkpoint's own resizing and normalisation, nothing else."""
         assert all(image.dtype == torch.uint8 for image in images), "images must be uint8"
-        # The layout is stated, because a processor would guess it from sizes, and guess wrong for three rows of pixels.
-        processed = self.processor.image_processor(
-            list(images), input_data_format="channels_first", return_tensors="pt"
-        )
-        return dict(processed)
+        return dict(self.processor.image_processor(list(images), return_tensors="pt"))
 
     def text_inputs(self, texts: Sequence[str]) -> Tensor:
         """Token ids [N, limit], padded to the tower's limit.

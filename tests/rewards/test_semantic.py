@@ -299,18 +299,26 @@ def test_texts_are_cut_to_the_tower_or_to_max_tokens(siglip):
     ]  # as the towers were trained
 
 
-def test_the_encoder_is_frozen_and_keeps_its_dtype_under_autocast(siglip, group):
-    given = group([think("It asks. the red ball")])
-    reward = SemanticReward(model_name_or_path=siglip, gate=None, scale=0.5)
-    plain = reward.score(given, {})
-    half = SemanticReward(model_name_or_path=siglip, gate=None, scale=0.5)
+def encoded(encoder):
+    """Vectors of two random frames and of a text."""
+    frames = torch.randint(0, 256, (2, 3, 20, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return torch.cat([encoder.encode_images(list(frames)), encoder.encode_texts(["the red ball"])])
+
+
+def test_the_encoder_keeps_its_dtype_under_autocast(siglip):
+    plain = encoded(ImageTextEncoder(siglip))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert half.score(given, {}) == plain
-    assert not reward.encoder.model.training
-    assert not any(parameter.requires_grad for parameter in reward.encoder.model.parameters())
-    own = SemanticReward(model_name_or_path=siglip, gate=None, scale=0.5, dtype="bfloat16")
-    assert own.score(given, {}) == pytest.approx(plain, abs=0.02)
-    assert {parameter.dtype for parameter in own.encoder.model.parameters()} == {torch.bfloat16}
+        assert torch.equal(encoded(ImageTextEncoder(siglip)), plain)
+    rounded = encoded(ImageTextEncoder(siglip, dtype="bfloat16"))
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - plain).abs().max() < 0.02
+
+
+def test_the_encoder_is_frozen(siglip):
+    encoder = ImageTextEncoder(siglip)
+    assert not encoder.model.training
+    assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
+    assert not encoded(encoder).requires_grad
 
 
 def test_loading_leaves_the_random_numbers_of_the_run_alone(siglip, group):
