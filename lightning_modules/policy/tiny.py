@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from datamodules.synthetic import corpus, publish_folder
+from datamodules.generated_folder import publish_folder
+from datamodules.synthetic import corpus
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2Tokenizer

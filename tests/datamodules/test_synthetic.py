@@ -7,10 +7,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from datamodules.generated_folder import MANIFEST
 from datamodules.synthetic import (
     COLORS,
     FRAMES,
-    MANIFEST,
     NUM_CHOICES,
     Flash,
     Scene,
