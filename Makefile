@@ -13,10 +13,10 @@ BASE := $(VENV)/.installed-$(call digest,requirements.txt)
 DEV := $(VENV)/.installed-dev-$(call digest,requirements.txt requirements-dev.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-vllm lint format bench bench-video clean
+.PHONY: help demo test test-slow test-vllm lint format bench bench-reward bench-video clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(BASE)  ## Teach a tiny model on generated clips, offline, on the CPU (SEED=0)
 	$(PYTHON) cli.py demo --seed $(SEED) --output runs/demo
@@ -43,6 +43,9 @@ format: $(DEV)  ## Mend style and format in place
 
 bench: $(DEV)  ## Measure sampling and training of a GRPO group (BENCH="--size 7b")
 	$(PYTHON) benchmarks/shared_prefix.py $(BENCH)
+
+bench-reward: $(DEV)  ## Measure the semantic reward
+	$(PYTHON) benchmarks/semantic_reward.py
 
 bench-video: $(DEV)  ## Measure the video readers
 	$(PYTHON) benchmarks/video_reader.py

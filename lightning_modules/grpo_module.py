@@ -96,6 +96,12 @@ class GRPOModule(PolicyModule):
         self.update: PolicyUpdate | None = None
         self.timer = PhaseTimer()
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            for reward in self.suite.rewards.values():
+                reward.prepare()
+
     def configure_model(self) -> None:
         super().configure_model()
         if self.reference is None and self.loss_settings.beta > 0:

@@ -61,6 +61,9 @@ class Reward:
         """Whether groups of this kind are scored by this reward."""
         return self.problem_types is None or problem_type in self.problem_types
 
+    def prepare(self) -> None:
+        """Called once before training: load here what scoring needs, so that what is missing is said at once."""
+
     def score_one(self, group: RewardInput, index: int) -> float:
         """Score one completion of a group by itself.
 

@@ -113,6 +113,15 @@ class ImageTextEncoder:
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         return model.requires_grad_(False).eval().to(chosen)
 
+    def load(self) -> None:
+        """Read processor and weights now instead of on first use.
+
+        Raises:
+            ValueError: they are not to be had.
+        """
+        _ = self.processor
+        _ = self.model
+
     def encode_images(self, images: Sequence[Tensor]) -> Tensor:
         """Unit vectors of images.
 

@@ -144,6 +144,10 @@ class SemanticReward(Reward):
         )
         self._clips: OrderedDict[bytes, Tensor] = OrderedDict()
 
+    def prepare(self) -> None:
+        """Loads the encoder, so that a name that cannot be had is said before the first rollout."""
+        self.encoder.load()
+
     def score(self, group: RewardInput, raw: Mapping[str, Sequence[float]]) -> list[float]:
         return self.score_batch([group], [raw])[0]
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
-from tiny_siglip import write_tiny_siglip
 
 import cli
+from benchmarks.random_siglip import write_tiny_siglip
 from rewards import Reward
 from rewards.answer_format import wrap_answer, wrap_think
 from rewards.suite import RewardSuite

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_siglip import TEXT_LENGTH, WORDS, write_tiny_siglip, write_tiny_siglip2
 
+from benchmarks.random_siglip import TEXT_LENGTH, WORDS, write_tiny_siglip, write_tiny_siglip2
 from rewards import AccuracyReward, FormatReward, SemanticReward
 from rewards.base import RewardError
 from rewards.image_text_encoder import ImageTextEncoder
@@ -397,3 +397,10 @@ def test_an_unknown_name_is_said_on_first_use(group, monkeypatch):
 def test_settings_out_of_range_are_refused(siglip, settings, message):
     with pytest.raises(ValueError, match=message):
         SemanticReward(model_name_or_path=siglip, **settings)
+
+
+def test_preparing_reads_the_weights(siglip):
+    reward = SemanticReward(model_name_or_path=siglip)
+    assert "model" not in vars(reward.encoder)
+    reward.prepare()
+    assert "model" in vars(reward.encoder)

@@ -1,7 +1,8 @@
-"""SigLIP and SigLIP2 folders of the real classes: random weights, a tower of one layer each, twelve words."""
+"""SigLIP and SigLIP2 folders of the real classes, for tests and benchmarks: random weights, twelve words."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -24,12 +25,14 @@ TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "nu
 TEXT = {"vocab_size": 32, "max_position_embeddings": TEXT_LENGTH, "bos_token_id": 2, "eos_token_id": 2, **TOWER}
 
 
-def write_tiny_siglip(folder: Path) -> Path:
-    """A SigLIP that reads 16 x 16 pixels."""
+def write_tiny_siglip(folder: Path, *, image_size: int = 16, tower: Mapping[str, int] = TOWER) -> Path:
+    """A SigLIP that reads square images, with towers of the given sizes."""
     torch.manual_seed(0)
-    config = SiglipConfig(text_config=TEXT, vision_config={"image_size": 16, "patch_size": 8, **TOWER})
+    config = SiglipConfig(
+        text_config={**TEXT, **tower}, vision_config={"image_size": image_size, "patch_size": 8, **tower}
+    )
     SiglipModel(config).save_pretrained(folder)
-    images = SiglipImageProcessor(size={"height": 16, "width": 16})
+    images = SiglipImageProcessor(size={"height": image_size, "width": image_size})
     SiglipProcessor(images, _tokenizer()).save_pretrained(folder)
     return folder
 
