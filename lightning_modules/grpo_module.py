@@ -19,13 +19,15 @@ from lightning_modules.functional.policy_losses import LossSettings, find_loss
 from lightning_modules.grpo_metrics import rollout_metrics, token_count
 from lightning_modules.phase_timer import PhaseTimer
 from lightning_modules.policy import reference as reference_policy
-from lightning_modules.policy.policy import Policy
+from lightning_modules.policy.reference import Reference
+from lightning_modules.policy.sharding import unsharded
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.policy_update import PolicyUpdate, accumulate
 from lightning_modules.rollouts.sample import RolloutSample
 from lightning_modules.rollouts.scoring import reward_input
 from lightning_modules.rollouts.shuffled import shuffled_prompt
 from lightning_modules.rollouts.types import RolloutGroup, SamplingConfig
+from lightning_modules.strategies import gradient_sync, whole_norm
 from rewards.base import Reward
 from rewards.suite import RewardSuite
 from rewards.suite_settings import SuiteSettings
@@ -50,7 +52,7 @@ class GRPOModule(PolicyModule):
         group_size: completions per prompt, G.
         sampling: how completions are drawn in training.
         loss: name of the policy loss: grpo, dr_grpo, dapo, bnpo, gspo or cispo.
-        loss_settings: its coefficients; beta > 0 loads a frozen reference policy.
+        loss_settings: its coefficients; beta > 0 needs a reference: a frozen copy or, with lora, the adapters disabled.
         advantage_scale: what advantages are divided by: the standard deviation of their group, of the batch, or none.
         inner_epochs: passes over each rollout.
         micro_batch_groups: groups per backward pass; null takes the whole batch.
@@ -92,7 +94,7 @@ class GRPOModule(PolicyModule):
         self.mask_truncated = mask_truncated
         self.max_resamples = max_resamples
         self.max_grad_norm = max_grad_norm
-        self.reference: Policy | None = None
+        self.reference: Reference | None = None
         self.update: PolicyUpdate | None = None
         self.timer = PhaseTimer()
 
@@ -105,7 +107,9 @@ class GRPOModule(PolicyModule):
     def configure_model(self) -> None:
         super().configure_model()
         if self.reference is None and self.loss_settings.beta > 0:
-            self.reference = reference_policy.frozen(self.load_policy())
+            self.reference = reference_policy.reference_of(
+                self.policy, lambda: self.sharded(reference_policy.frozen(self.load_policy()))
+            )
         self.update = PolicyUpdate(
             self.policy,
             self.reference,
@@ -121,13 +125,14 @@ class GRPOModule(PolicyModule):
         self.timer.begin_step()
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        with self.timer.phase("rollout"):
-            batch = self.policy.with_frozen_features(batch)
-            groups = self._sample(batch, self._rollout_seeds(batch))
-            shuffled = self._sample_shuffled(batch)
-        with self.timer.phase("reward"):
-            breakdown = self._score(groups, shuffled)
-        groups, breakdown, redrawn = self._redraw(groups, breakdown, shuffled)
+        with unsharded(self.policy):
+            with self.timer.phase("rollout"):
+                batch = self.policy.with_frozen_features(batch)
+                groups = self._sample(batch, self._rollout_seeds(batch))
+                shuffled = self._sample_shuffled(batch)
+            with self.timer.phase("reward"):
+                breakdown = self._score(groups, shuffled)
+            groups, breakdown, redrawn = self._redraw(groups, breakdown, shuffled)
         advantages = group_relative_advantages(
             breakdown.total, self.advantage_scale, all_rewards=self.all_gather(breakdown.total.to(self.device)).cpu()
         )
@@ -142,9 +147,11 @@ class GRPOModule(PolicyModule):
         self.timer.pause()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         reference_policy.drop_from_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         reference_policy.restore_in_checkpoint(checkpoint, self.reference)
 
     def total_optimizer_steps(self) -> int:
@@ -220,12 +227,13 @@ class GRPOModule(PolicyModule):
         for epoch in range(self.inner_epochs):
             optimizer.zero_grad()
             totals: dict[str, float] = {"loss": 0.0}
-            for micro in micro_batches:
+            for left, micro in zip(reversed(range(len(micro_batches))), micro_batches, strict=True):
                 loss, metrics = self.update.compute_loss(micro)
-                self.manual_backward(loss)
+                with gradient_sync(strategy, last=left == 0):
+                    self.manual_backward(loss)
                 totals["loss"] += loss.item()
                 accumulate(totals, metrics, share=micro.share)
-            totals["grad_norm"] = clip_grad_norm_(self.policy.parameters(), self.max_grad_norm).item()
+            totals["grad_norm"] = whole_norm(clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)).item()
             totals["lr"] = optimizer.param_groups[0]["lr"]
             optimizer.step()
             self.lr_schedulers().step()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -14,12 +14,36 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 Schedule = Literal["constant", "linear", "cosine"]
+OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+
+
+def _adamw_8bit() -> type[Optimizer]:
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit
+
+
+def _paged_adamw_8bit() -> type[Optimizer]:
+    from bitsandbytes.optim import PagedAdamW8bit
+
+    return PagedAdamW8bit
+
+
+OPTIMIZERS: dict[str, Callable[[], type[Optimizer]]] = {
+    "adamw": lambda: torch.optim.AdamW,
+    "adamw_8bit": _adamw_8bit,
+    "paged_adamw_8bit": _paged_adamw_8bit,
+}
+"""`OptimizerConfig.name` -> its class, imported when asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW and its learning-rate schedule."""
 
+    name: OptimizerName = "adamw"
+    """adamw_8bit keeps its state in 8 bits where a parameter has 4096 elements or more (2 bytes instead of 8 each);
+    paged_adamw_8bit moves that state to the CPU when a GPU runs out of memory."""
     learning_rate: float = 1e-6
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
@@ -32,6 +56,8 @@ class OptimizerConfig:
     """Learning rate at the last step as a share of `learning_rate`."""
 
     def __post_init__(self) -> None:
+        if self.name not in OPTIMIZERS:
+            raise ValueError(f"optimizer.name is {self.name!r}; it must be one of {', '.join(OPTIMIZERS)}.")
         if self.learning_rate <= 0:
             raise ValueError(f"optimizer.learning_rate is {self.learning_rate}; it must be > 0.")
         if self.warmup_steps < 0:
@@ -47,7 +73,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
+    return OPTIMIZERS[config.name]()(
         [group for group in groups if group["params"]], lr=config.learning_rate, betas=tuple(config.betas)
     )
 

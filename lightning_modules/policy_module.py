@@ -6,18 +6,23 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.sampler import sample_seed
 from datamodules.types import PromptBatch, SFTBatch
 from datamodules.video_datamodule import TrainFormat
 from lightning_modules.metrics import AnswerMetrics
 from lightning_modules.optim import OptimizerConfig, build_optimizer, build_scheduler
-from lightning_modules.policy.loading import AttentionImplementation, Dtype, Part, load_policy
+from lightning_modules.policy import adapters
+from lightning_modules.policy.adapters import LoraSettings, Quantisation
+from lightning_modules.policy.loading import AttentionImplementation, Dtype, load_policy
 from lightning_modules.policy.policy import Policy
+from lightning_modules.policy.trainable import Part, trainable_table
 from lightning_modules.rollouts.sample import RolloutSample
 from lightning_modules.rollouts.scoring import answer_sample, scored_answer
 from lightning_modules.rollouts.transformers_engine import TransformersEngine
 from lightning_modules.rollouts.types import RolloutGroup, SamplingConfig
+from lightning_modules.strategies import FSDP2Strategy
 
 EVALUATION_SAMPLING = SamplingConfig(temperature=0.01, top_p=0.001)
 """Decoding of the published evaluation."""
@@ -33,6 +38,8 @@ class PolicyModule(L.LightningModule):
         gradient_checkpointing: recompute activations in the backward.
         logprob_chunk_size: rows of logits that exist at a time.
         freeze: parts that do not train: vision_tower, merger, embeddings, language_model; null trains everything.
+        lora: train low-rank adapters of the language model and nothing else; null trains the weights themselves.
+        quantisation: "nf4" keeps the language model's own weights in 4 bits (QLoRA); needs lora.
         optimizer: AdamW and its schedule.
         evaluation: decoding for validate, test and predict.
         seed: root of all sampling seeds.
@@ -49,6 +56,8 @@ class PolicyModule(L.LightningModule):
         gradient_checkpointing: bool = False,
         logprob_chunk_size: int = 1024,
         freeze: list[Part] | None = None,
+        lora: LoraSettings | None = None,
+        quantisation: Quantisation | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 - frozen, and its fields show in --help
         evaluation: SamplingConfig = EVALUATION_SAMPLING,
         seed: int = 0,
@@ -60,6 +69,9 @@ class PolicyModule(L.LightningModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.logprob_chunk_size = logprob_chunk_size
         self.freeze_parts = freeze or []
+        self.lora = lora
+        self.quantisation = quantisation
+        self.strict_loading = lora is None  # checkpoints hold the adapters alone, see on_save_checkpoint
         self.optimizer_config = optimizer
         self.evaluation = evaluation
         self.seed = seed
@@ -78,8 +90,13 @@ class PolicyModule(L.LightningModule):
 
     def configure_model(self) -> None:
         if self.policy is None:
-            self.policy = self.load_policy()
+            self.policy = self.sharded(self.load_policy())
             self.engine = TransformersEngine(self.policy)
+
+    def sharded(self, policy: Policy) -> Policy:
+        """The policy, sharded in place where the trainer's strategy shards."""
+        strategy = None if self._trainer is None else self._trainer.strategy
+        return strategy.shard(policy) if isinstance(strategy, FSDP2Strategy) else policy
 
     def load_policy(self) -> Policy:
         """A fresh policy from the checkpoint this module was given."""
@@ -90,7 +107,12 @@ class PolicyModule(L.LightningModule):
             gradient_checkpointing=self.gradient_checkpointing,
             logprob_chunk_size=self.logprob_chunk_size,
             freeze=self.freeze_parts,
+            lora=self.lora,
+            quantisation=self.quantisation,
         )
+
+    def on_fit_start(self) -> None:
+        rank_zero_info(f"Parameters:\n{trainable_table(self.policy)}")
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return self.policy.locate(batch) if isinstance(batch, PromptBatch | SFTBatch) else batch
@@ -114,6 +136,14 @@ class PolicyModule(L.LightningModule):
         optimizer = build_optimizer(self.policy.parameters(), self.optimizer_config)
         scheduler = build_scheduler(optimizer, self.optimizer_config, self.total_optimizer_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.lora is not None:
+            adapters.drop_base_from_checkpoint(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.lora is not None:
+            adapters.check_checkpoint(checkpoint, self.policy.model)
 
     def total_optimizer_steps(self) -> int:
         """Optimizer steps of the whole training, -1 if it has no end."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_modules.functional.masking import masked_mean
 from lightning_modules.functional.policy_losses import LossInputs, LossSettings, PolicyLoss, count_batch
 from lightning_modules.policy.policy import Policy
+from lightning_modules.policy.reference import Reference
 from lightning_modules.policy.types import PolicyBatch
 from lightning_modules.rollouts.types import RolloutGroup
 
@@ -56,7 +57,7 @@ class PolicyUpdate:
     def __init__(
         self,
         policy: Policy,
-        reference: Policy | None,
+        reference: Reference | None,
         *,
         loss: PolicyLoss,
         settings: LossSettings,
@@ -162,9 +163,9 @@ class PolicyUpdate:
     ) -> MicroBatch:
         completions = [[completion.token_ids for completion in group.completions] for group in groups]
         batch = self.policy.pack([group.prompt for group in groups], completions)
-        present = [feature for feature in features if feature is not None and len(feature)]
-        if present:
-            batch = replace(batch, vision_features=torch.cat(present))
+        known = [feature for feature in features if feature is not None]
+        if known:
+            batch = replace(batch, vision_features=torch.cat(known))
         sampled = torch.cat([completion.policy_logprobs for group in groups for completion in group.completions])
         sampler_logprobs = torch.zeros(batch.mask.shape).masked_scatter(batch.mask, sampled)
         kept = torch.cat([self._loss_mask(group).any(dim=1) for group in groups])

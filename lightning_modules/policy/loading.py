@@ -6,20 +6,23 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from lightning_modules.policy.adapters import LoraSettings, Quantisation, add_adapters, keep_differentiable, nf4_config
 from lightning_modules.policy.policy import Policy
 from lightning_modules.policy.qwen_vl import QwenVLFamily
 from lightning_modules.policy.shared_prefix import use_shared_prefix_attention
+from lightning_modules.policy.trainable import Part, freeze_parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
 AttentionImplementation = Literal["auto", "sdpa", "flash_attention_2", "eager"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
-
-Part = Literal["vision_tower", "merger", "embeddings", "language_model"]
 
 FAMILIES: dict[str, type[QwenVLFamily]] = {"qwen2_vl": QwenVLFamily, "qwen2_5_vl": QwenVLFamily}
 """`model_type` of a checkpoint's config -> its adapter."""
@@ -33,6 +36,8 @@ def load_policy(
     gradient_checkpointing: bool = False,
     logprob_chunk_size: int = 1024,
     freeze: Sequence[Part] = (),
+    lora: LoraSettings | None = None,
+    quantisation: Quantisation | None = None,
 ) -> Policy:
     """Load weights and processor of a Qwen2-VL or Qwen2.5-VL checkpoint.
 
@@ -45,16 +50,24 @@ def load_policy(
         logprob_chunk_size: rows of logits that exist at a time.
         freeze: parts that do not train. With both the vision tower and the merger frozen, sampling, policy and
             reference share one tower call per step.
+        lora: train low-rank adapters of the language model and nothing else.
+        quantisation: "nf4" keeps the language model's own weights in 4 bits; needs `lora`.
 
     Raises:
-        ValueError: the folder does not exist, is incomplete or holds another kind of model.
+        ValueError: the folder does not exist, is incomplete or holds another kind of model; nothing is left to train;
+            or there is a quantised base without adapters.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoProcessor
 
+    if quantisation is not None and lora is None:
+        raise ValueError(
+            f"model.quantisation is {quantisation!r}, but model.lora is null: weights in 4 bits do not train. Set "
+            "model.lora (for instance {r: 16}) or quantisation: null."
+        )
     family = FAMILIES[supported_model_type(model_name_or_path)]
     try:
         processor = AutoProcessor.from_pretrained(model_name_or_path)
-        model = AutoModelForImageTextToText.from_pretrained(model_name_or_path, dtype=getattr(torch, dtype))
+        model = load_weights(model_name_or_path, dtype=getattr(torch, dtype), quantisation=quantisation)
     except OSError as error:
         raise ValueError(f"The checkpoint {model_name_or_path!r} is incomplete: {error}") from error
     model.set_attn_implementation({"vision_config": resolve_attention(attn_implementation)})
@@ -63,10 +76,37 @@ def load_policy(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()  # from_pretrained leaves evaluation mode behind
     adapter = family(model, processor)
-    for part in freeze:
-        for parameter in adapter.parts(model)[part]:
-            parameter.requires_grad_(False)
+    freeze_parts(adapter.parts(model), freeze, adapters=lora is not None)
+    if lora is not None:
+        add_adapters(model, adapter.language_model(model), lora)
     return Policy(model, processor, adapter, logprob_chunk_size=logprob_chunk_size)
+
+
+def load_weights(
+    model_name_or_path: str, *, dtype: torch.dtype, quantisation: Quantisation | None = None
+) -> PreTrainedModel:
+    """The transformers model of a checkpoint, written by transformers 4 or 5.
+
+    Raises:
+        ValueError: the checkpoint lacks weights, which transformers would make up at random.
+        OSError: it lacks files.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    options = {} if quantisation is None else {"quantization_config": nf4_config(dtype)}
+    model, report = AutoModelForImageTextToText.from_pretrained(
+        model_name_or_path, dtype=dtype, output_loading_info=True, **options
+    )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"The checkpoint {model_name_or_path!r} lacks {len(missing)} weights of a {type(model).__name__}, among "
+            f"them {', '.join(missing[:3])}; they would be random. It holds {len(report['unexpected_keys'])} weights "
+            "under other names. Give a complete Qwen2.5-VL or Qwen2-VL checkpoint."
+        )
+    if quantisation is not None:
+        keep_differentiable(model)
+    return model
 
 
 def supported_model_type(model_name_or_path: str) -> str:

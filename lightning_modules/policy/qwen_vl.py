@@ -73,9 +73,11 @@ class QwenVLFamily:
         return model.model.language_model
 
     def parts(self, model: PreTrainedModel) -> dict[str, list[nn.Parameter]]:
-        """The parts that can be frozen, each with its parameters."""
+        """The parts that can be frozen, each with its parameters; together they are the model."""
         tower, decoder = model.model.visual, model.model.language_model
-        merger, embeddings = list(tower.merger.parameters()), list(decoder.embed_tokens.parameters())
+        merger, tables = list(tower.merger.parameters()), (decoder.embed_tokens, model.get_output_embeddings())
+        # Tied, input and output are one parameter.
+        embeddings = list({id(parameter): parameter for table in tables for parameter in table.parameters()}.values())
         rest = {id(parameter) for parameter in (*merger, *embeddings)}
         return {
             "vision_tower": [p for p in tower.parameters() if id(p) not in rest],
@@ -83,6 +85,10 @@ class QwenVLFamily:
             "embeddings": embeddings,
             "language_model": [p for p in decoder.parameters() if id(p) not in rest],
         }
+
+    def blocks(self, model: PreTrainedModel) -> list[nn.Module]:
+        """Vision blocks and decoder layers: what is gathered at a time where the model is sharded."""
+        return [*model.model.visual.blocks, *model.model.language_model.layers]
 
     def vision_parameters(self, model: PreTrainedModel) -> Iterator[nn.Parameter]:
         """Parameters of the tower and of the merger behind it."""
