@@ -8,19 +8,21 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datamodules.doctor_reports import DataReport, Finding, PromptSize, RewardReport
 from datamodules.frame_sampling import SamplingProfile, plan_frames
+from datamodules.media import record_times
 from datamodules.prompts import PromptTemplate
 from datamodules.record_schema import RecordProblem
 from datamodules.records import media_path
 from datamodules.types import VideoRecord
-from datamodules.video_reader import ReaderName, probe_video, read_image, read_video
+from datamodules.video_reader import ReaderName, TimeRangeError, probe_video, read_image, read_video
 from rewards.accuracy import AccuracyReward
 from rewards.answer_format import parse_response, wrap_think
 from rewards.base import RewardError
@@ -161,10 +163,14 @@ class _MediaCheck:
         kind = "media missing or outside the data root"
         try:
             path = None if record.data_type == "text" else media_path(record, self.data_root)
+            kind = "start or end is no time"
+            times = record_times(record)
             kind = "media unreadable"
-            vision = 0 if path is None else self._vision_tokens(path, is_video=record.data_type == "video")
+            vision = 0 if path is None else self._vision_tokens(path, times, is_video=record.data_type == "video")
             kind = "prompt cannot be built"
             text = self.count_tokens(record) if self.count_tokens else 0
+        except TimeRangeError as error:
+            return _finding("start or end beyond the video", record, error)
         except ValueError as error:  # VideoReadError is one.
             return _finding(kind, record, error)
         size = PromptSize(where=record.where, vision=vision, text=text)
@@ -177,13 +183,14 @@ class _MediaCheck:
             return Finding(kind="prompt too long", where=record.where, message=message)
         return size
 
-    def _vision_tokens(self, path: Path, *, is_video: bool) -> int:
+    def _vision_tokens(self, path: Path, times: Mapping[str, float | None], *, is_video: bool) -> int:
         if is_video and not self.decode:
-            video = probe_video(path)
+            video = probe_video(path, **times)
             plan = plan_frames(video.total_frames, video.fps, video.height, video.width, self.profile)
             frames, height, width = len(plan.indices), plan.height, plan.width
         else:
-            clip = read_video(path, self.profile, self.reader) if is_video else read_image(path, self.profile)
+            read = partial(read_video, reader=self.reader, **times) if is_video else read_image
+            clip = read(path, self.profile)
             frames, _, height, width = clip.frames.shape
         grid = self.profile.grid
         return -(-frames // self.profile.temporal_patch_size) * (height // grid) * (width // grid)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from datamodules.frame_sampling import SamplingProfile
 from datamodules.records import media_path
+from datamodules.time_range import time_range
 from datamodules.types import VideoClip, VideoRecord
 from datamodules.video_reader import ReaderName, VideoReadError, read_image, read_video
 
@@ -15,14 +16,34 @@ def read_media(
 ) -> VideoClip | None:
     """Decode and resize the frames of a video or the image of a record; None for a text-only record.
 
+    A video whose record carries `start` or `end` is read between these seconds alone.
+
     Raises:
         VideoReadError: the file cannot be read; the message begins with the record's place.
-        ValueError: the file is missing, or its path leaves the data root.
+        TimeRangeError: the record's `start` or `end` lies beyond the end of the video; the message as above.
+        ValueError: the file is missing, its path leaves the data root, or `start` and `end` are no range of seconds.
     """
     if record.data_type == "text":
         return None
     path = media_path(record, data_root)
+    times = record_times(record)
     try:
-        return read_image(path, profile) if record.data_type == "image" else read_video(path, profile, reader=reader)
+        if record.data_type == "image":
+            return read_image(path, profile)
+        return read_video(path, profile, reader=reader, **times)
     except VideoReadError as error:
-        raise VideoReadError(f"{record.where}: {error}") from error
+        raise type(error)(f"{record.where}: {error}") from error
+
+
+def record_times(record: VideoRecord) -> dict[str, float | None]:
+    """The record's `start` and `end` in seconds as keyword arguments of `read_video`; None where it has none.
+
+    Raises:
+        ValueError: they are not numbers with 0 <= start < end.
+    """
+    times = {name: record.extra.get(name) for name in ("start", "end")} if record.data_type == "video" else {}
+    try:
+        time_range(times.get("start"), times.get("end"))
+    except ValueError as error:
+        raise ValueError(f"{record.where}: {error} Correct the record.") from error
+    return times

@@ -91,6 +91,12 @@ class PacketIndex:
         """Presentation time of each shown frame -> its ordinal."""
         return {self.entries[position].pts: ordinal for ordinal, position in enumerate(self.shown)}
 
+    @property
+    def ticks(self) -> list[int]:
+        """When each shown frame appears, counted from the first, in display order."""
+        first = self.entries[self.shown[0]].pts
+        return [self.entries[position].pts - first for position in self.shown]
+
     @cached_property
     def times(self) -> frozenset[int]:
         """Presentation times of all packets, shown or not."""

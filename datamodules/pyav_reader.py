@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datamodules.packet_index import PacketEntry, PacketIndex, Run
+from datamodules.time_range import TimeRange
 from datamodules.video_file import VideoFile
 from datamodules.video_metadata import unreadable
 
@@ -64,6 +65,14 @@ class IndexedVideo(VideoFile):
     def duration(self) -> Fraction:
         """Seconds from the first frame's start to the last one's end."""
         return self.index.seconds() or self.total_frames / self.nominal_rate
+
+    def within(self, times: TimeRange) -> tuple[range, Fraction]:
+        """The frames that appear within a range, and the seconds that it lasts.
+
+        Raises:
+            TimeRangeError: the range lies beyond the end of the video, or no frame appears within it.
+        """
+        return times.frames(self.path, self.index.ticks, self.index.time_base, self.duration)
 
     def frames(self, ordinals: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
         """(ordinal, decoded frame) of the wanted frames in display order.
@@ -215,6 +224,13 @@ class CountedVideo(VideoFile):
         ticks = Fraction((max(known) - min(known)) * len(times), len(times) - 1) if len(known) > 1 else 0
         self.duration: Fraction = ticks * self.stream.time_base or self.total_frames / self.nominal_rate
         """Seconds; the frames' times are right as a set, even where they stand at the wrong frames."""
+        self._ticks = sorted(time - min(known) for time in known) if len(known) == len(times) else None
+
+    def within(self, times: TimeRange) -> tuple[range, Fraction]:
+        """As `IndexedVideo.within`; where frames lack times, they are taken to appear at a constant rate."""
+        if self._ticks is not None:
+            return times.frames(self.path, self._ticks, self.stream.time_base, self.duration)
+        return times.frames(self.path, range(self.total_frames), self.duration / self.total_frames, self.duration)
 
     def frames(self, ordinals: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
         """(ordinal, decoded frame) of the wanted frames in display order.

@@ -15,6 +15,10 @@ class VideoReadError(ValueError):
     """
 
 
+class TimeRangeError(VideoReadError):
+    """A stretch of a video that the video does not have; the message holds the path, the range and the duration."""
+
+
 def unreadable(path: str | Path, cause: str, mend: str = RE_ENCODE) -> VideoReadError:
     """The error for `path`: what is wrong with it (no full stop at the end), and what the user can do."""
     return VideoReadError(f"{path}: {cause}. {mend}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -17,11 +18,21 @@ from torch import Tensor
 
 from datamodules.frame_sampling import SamplingProfile, frame_indices, plan_frames, plan_image_size
 from datamodules.pyav_reader import CountedVideo, IndexedVideo, IndexMismatch
+from datamodules.time_range import TimeRange, time_range
 from datamodules.types import FramePlan, VideoClip
 from datamodules.video_file import DECODER_THREADS
-from datamodules.video_metadata import VideoMetadata, VideoReadError, unreadable
+from datamodules.video_metadata import TimeRangeError, VideoMetadata, VideoReadError, unreadable
 
-__all__ = ["READERS", "ReaderName", "VideoMetadata", "VideoReadError", "probe_video", "read_image", "read_video"]
+__all__ = [
+    "READERS",
+    "ReaderName",
+    "TimeRangeError",
+    "VideoMetadata",
+    "VideoReadError",
+    "probe_video",
+    "read_image",
+    "read_video",
+]
 
 ReaderName = Literal["pyav", "decord", "torchcodec"]
 
@@ -30,22 +41,36 @@ OTHER_READER = "Use `reader: pyav`, or fetch the file again or re-encode it."
 _log = logging.getLogger(__name__)
 
 
-def read_video(path: str | Path, profile: SamplingProfile, reader: ReaderName = "pyav") -> VideoClip:
+def read_video(
+    path: str | Path,
+    profile: SamplingProfile,
+    reader: ReaderName = "pyav",
+    *,
+    start: float | None = None,
+    end: float | None = None,
+) -> VideoClip:
     """Sample, decode and resize a video: uint8 [F, 3, H, W], RGB, upright, non-square pixels taken as square.
+
+    With `start` or `end`, the frames are spread over that stretch alone: over the frames that appear at a time t with
+    start <= t < end, counted from the first frame. PyAV goes by the frames' own times; decord and torchcodec by their
+    average rate, which is exact at a constant rate only.
 
     Args:
         path: the video file.
         profile: how many frames, and how large.
         reader: "pyav" (exact), "decord" or "torchcodec".
+        start: seconds; None for the beginning.
+        end: seconds, at most a second beyond the end of the video; None for the end.
 
     Raises:
         VideoReadError: no such file, no video stream, no frames, cut off, damaged where it matters, or too thin.
-        ValueError: unknown reader.
+        TimeRangeError: `start` or `end` lies beyond the end of the video, or no frame appears between them.
+        ValueError: unknown reader; `start` and `end` are not 0 <= start < end.
         ImportError: the chosen reader is not installed.
     """
     if reader not in READERS:
         raise ValueError(f"Unknown video reader {reader!r}; choose one of {', '.join(READERS)}.")
-    return READERS[reader](Path(path), profile)
+    return READERS[reader](Path(path), profile, time_range(start, end))
 
 
 def read_image(path: str | Path, profile: SamplingProfile) -> VideoClip:
@@ -74,19 +99,20 @@ def read_image(path: str | Path, profile: SamplingProfile) -> VideoClip:
     return VideoClip(frames=resize(image, height, width)[None], sample_fps=0.0, is_video=False)
 
 
-def probe_video(path: str | Path) -> VideoMetadata:
-    """A video's numbers: demuxed once, decoded up to its first frame.
+def probe_video(path: str | Path, *, start: float | None = None, end: float | None = None) -> VideoMetadata:
+    """A video's numbers, or those of its stretch from `start` to `end`: demuxed once, decoded up to its first frame.
 
     Raises:
-        VideoReadError: as `read_video`.
+        VideoReadError, TimeRangeError, ValueError: as `read_video`.
     """
+    times = time_range(start, end)
     try:
         with IndexedVideo(path) as video:
-            return _metadata(video)
+            return _metadata(video, times)
     except IndexMismatch as mismatch:
         _announce_full_decode(Path(path), str(mismatch))
         with CountedVideo(path) as video:
-            return _metadata(video)
+            return _metadata(video, times)
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
@@ -98,37 +124,46 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     return resized.contiguous()
 
 
-def _read_pyav(path: Path, profile: SamplingProfile) -> VideoClip:
+def _read_pyav(path: Path, profile: SamplingProfile, times: TimeRange | None) -> VideoClip:
     try:
         with IndexedVideo(path) as video:
-            return _sample(video, profile)
+            return _sample(video, profile, times)
     except IndexMismatch as mismatch:
         _announce_full_decode(Path(path), str(mismatch))
         with CountedVideo(path) as video:
-            return _sample(video, profile)
+            return _sample(video, profile, times)
 
 
-def _sample(video: IndexedVideo | CountedVideo, profile: SamplingProfile) -> VideoClip:
-    ordinals = frame_indices(video.total_frames, profile)
-    images = ((ordinal, video.rgb(frame)) for ordinal, frame in video.frames(ordinals))
-    return _clip(video.path, images, video.total_frames, float(video.total_frames / video.duration), profile)
+def _sample(video: IndexedVideo | CountedVideo, profile: SamplingProfile, times: TimeRange | None) -> VideoClip:
+    shown, seconds = _stretch(video, times)
+    images = ((ordinal, video.rgb(frame)) for ordinal, frame in video.frames(_chosen(shown, profile)))
+    return _clip(video.path, images, shown, float(len(shown) / seconds), profile)
 
 
-def _read_decord(path: Path, profile: SamplingProfile) -> VideoClip:
+def _stretch(video: IndexedVideo | CountedVideo, times: TimeRange | None) -> tuple[range, Fraction]:
+    return (range(video.total_frames), video.duration) if times is None else video.within(times)
+
+
+def _chosen(shown: range, profile: SamplingProfile) -> list[int]:
+    """The frames that the profile samples from the frames `shown`: numbers within the file, ascending, each once."""
+    return sorted({shown[index] for index in frame_indices(len(shown), profile)})
+
+
+def _read_decord(path: Path, profile: SamplingProfile, times: TimeRange | None) -> VideoClip:
     """decord, opened anew for each file: a reader opened before a fork hangs the worker."""
     import decord
 
     try:
         video = decord.VideoReader(str(path), num_threads=DECODER_THREADS)
-        wanted = sorted(set(frame_indices(len(video), profile)))
+        shown, fps = _stretch_at_rate(path, len(video), float(video.get_avg_fps()), times)
+        wanted = _chosen(shown, profile)
         images = torch.from_numpy(video.get_batch(wanted).asnumpy()).permute(0, 3, 1, 2)  # [f, 3, H, W]
-        fps = float(video.get_avg_fps())
     except (decord.DECORDError, RuntimeError) as error:
         raise unreadable(path, f"decord cannot read it ({str(error).strip()})", OTHER_READER) from error
-    return _clip(path, zip(wanted, images, strict=True), len(video), fps, profile)
+    return _clip(path, zip(wanted, images, strict=True), shown, fps, profile)
 
 
-def _read_torchcodec(path: Path, profile: SamplingProfile) -> VideoClip:
+def _read_torchcodec(path: Path, profile: SamplingProfile, times: TimeRange | None) -> VideoClip:
     """torchcodec in its exact seek mode; it needs FFmpeg's shared libraries on the machine."""
     from torchcodec.decoders import VideoDecoder
 
@@ -136,33 +171,44 @@ def _read_torchcodec(path: Path, profile: SamplingProfile) -> VideoClip:
         raise unreadable(path, "the file does not exist", "Check the path and the data root.")
     try:
         video = VideoDecoder(str(path), dimension_order="NCHW", num_ffmpeg_threads=DECODER_THREADS, seek_mode="exact")
-        wanted = sorted(set(frame_indices(len(video), profile)))
+        shown, fps = _stretch_at_rate(path, len(video), float(video.metadata.average_fps), times)
+        wanted = _chosen(shown, profile)
         images = video.get_frames_at(wanted).data  # [f, 3, H, W]
+    except VideoReadError:
+        raise  # a ValueError that is ours
     except (RuntimeError, ValueError, IndexError) as error:
         raise unreadable(path, f"torchcodec cannot read it ({str(error).strip()})", OTHER_READER) from error
-    return _clip(path, zip(wanted, images, strict=True), len(video), float(video.metadata.average_fps), profile)
+    return _clip(path, zip(wanted, images, strict=True), shown, fps, profile)
+
+
+def _stretch_at_rate(path: Path, total_frames: int, fps: float, times: TimeRange | None) -> tuple[range, float]:
+    """The frames of the stretch, and how many of them there are in a second."""
+    if times is None:
+        return range(total_frames), fps
+    shown, seconds = times.frames_at_rate(path, total_frames, fps)
+    return shown, float(len(shown) / seconds)
 
 
 def _clip(
-    path: Path, images: Iterable[tuple[int, Tensor]], total_frames: int, fps: float, profile: SamplingProfile
+    path: Path, images: Iterable[tuple[int, Tensor]], shown: range, fps: float, profile: SamplingProfile
 ) -> VideoClip:
     """Resize each image as it comes and put them in the plan's order.
 
     Args:
         path: named in errors.
         images: (frame number, uint8 [3, H, W]) of every frame of the plan, once.
-        total_frames: frames of the video.
-        fps: frames per second of the video.
+        shown: numbers of the frames that the plan chooses from: all of the video, or a stretch of it.
+        fps: how many of them there are in a second.
         profile: frame count and pixel budget.
     """
     plan: FramePlan | None = None
     resized: dict[int, Tensor] = {}
     for number, image in images:
         if plan is None:
-            plan = _plan(path, total_frames, fps, *image.shape[-2:], profile)
+            plan = _plan(path, len(shown), fps, *image.shape[-2:], profile)
         resized[number] = resize(image, plan.height, plan.width)
     assert plan is not None, "a video of at least one frame gives at least one image"
-    frames = torch.stack([resized[number] for number in plan.indices])
+    frames = torch.stack([resized[shown[index]] for index in plan.indices])
     return VideoClip(frames=frames, sample_fps=plan.sample_fps, is_video=True)
 
 
@@ -173,14 +219,15 @@ def _plan(path: Path, total_frames: int, fps: float, height: int, width: int, pr
         raise VideoReadError(f"{path}: {error}") from error
 
 
-def _metadata(video: IndexedVideo | CountedVideo) -> VideoMetadata:
+def _metadata(video: IndexedVideo | CountedVideo, times: TimeRange | None) -> VideoMetadata:
+    shown, seconds = _stretch(video, times)
     height, width = next(video.rgb(frame).shape[-2:] for _, frame in video.frames([0]))
     return VideoMetadata(
-        total_frames=video.total_frames,
-        fps=float(video.total_frames / video.duration),
+        total_frames=len(shown),
+        fps=float(len(shown) / seconds),
         height=height,
         width=width,
-        duration=float(video.duration),
+        duration=float(seconds),
     )
 
 
@@ -190,7 +237,7 @@ def _announce_full_decode(path: Path, cause: str) -> None:
     _log.warning("%s: decoding the whole file to find its frames, because %s; re-encode it for speed.", path, cause)
 
 
-READERS: dict[str, Callable[[Path, SamplingProfile], VideoClip]] = {
+READERS: dict[str, Callable[[Path, SamplingProfile, TimeRange | None], VideoClip]] = {
     "pyav": _read_pyav,
     "decord": _read_decord,
     "torchcodec": _read_torchcodec,
