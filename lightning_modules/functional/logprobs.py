@@ -28,7 +28,7 @@ class TokenStatistics(NamedTuple):
 
 
 def token_statistics(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, chunk_size: int = 1024
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, chunk_size: int = 512
 ) -> TokenStatistics:
     """log softmax(hidden @ weight.T / temperature)[target], with entropy and hit, in memory of one chunk.
 
