@@ -10,6 +10,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 from datamodules.collate import IGNORED_LABEL
 from datamodules.encoding import join_vision
 from datamodules.types import SFTBatch
+from lightning_modules.functional.policy_losses import LOSSES, LossInputs, LossSettings, count_batch
 from lightning_modules.policy.shared_prefix import PADDING_WASTE, _buckets, pack_index
 
 LENGTHS = [[1, 4, 17, 9], [6, 6, 6, 6], [2, 30, 1, 3]]
@@ -157,3 +158,37 @@ def test_the_vision_tower_keeps_its_attention(tiny_policy):
     assert config.vision_config._attn_implementation == "sdpa"
     assert config.text_config._attn_implementation == "shared_prefix_sdpa"
     assert copy.deepcopy(config).to_dict().get("attn_implementation") is None
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_has_the_gradient_of_the_repeated_prompt_forward(tiny_policy64, mixed_prompts, loss):
+    prompts, completions = mixed_prompts[:3], random_completions(torch.Generator().manual_seed(0), 384)
+    batch = tiny_policy64.pack(prompts, completions)
+    counts = count_batch([batch.mask], max_new_tokens=32)
+    generator = torch.Generator().manual_seed(2)
+    noise = [0.2 * torch.randn(batch.mask.shape, generator=generator, dtype=torch.float64) for _ in range(2)]
+    advantages = torch.randn(len(batch.mask), generator=generator, dtype=torch.float64)
+
+    def gradients_of(logprobs):
+        output = LOSSES[loss](
+            LossInputs(
+                logprobs=logprobs,
+                old_logprobs=logprobs.detach() + noise[0],
+                reference_logprobs=logprobs.detach() + noise[1],
+                advantages=advantages,
+                mask=batch.mask,
+                denominator=LOSSES[loss].denominator(counts),
+            ),
+            LossSettings(),
+        )
+        tiny_policy64.zero_grad(set_to_none=True)
+        output.loss.backward()
+        return {name: p.grad for name, p in tiny_policy64.named_parameters() if p.grad is not None}
+
+    repeated = repeated_prompt_logprobs(tiny_policy64, prompts, completions, 1.0)
+    padded = torch.zeros(batch.mask.shape, dtype=torch.float64).masked_scatter(batch.mask, repeated)
+    expected = gradients_of(padded)
+    actual = gradients_of(tiny_policy64.logprobs(batch, temperature=1.0).logprobs)
+    assert actual.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert relative_error(actual[name], gradient) <= 1e-6, name
