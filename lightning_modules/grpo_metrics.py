@@ -35,7 +35,10 @@ def rollout_metrics(groups: Sequence[RolloutGroup], breakdown: RewardBreakdown, 
     for name, scores in breakdown.components.items():
         metrics[f"train/reward/{name}/mean"] = scores.mean()
         metrics[f"train/reward/{name}/std"] = scores.std()
-    return {name: value.item() for name, value in metrics.items()}
+    for name, contribution in breakdown.contributions.items():
+        metrics[f"train/contribution/{name}"] = contribution.mean()
+    seconds = {f"seconds/reward/{name}": value for name, value in breakdown.seconds.items()}
+    return {**{name: value.item() for name, value in metrics.items()}, **seconds}
 
 
 def token_count(groups: Sequence[RolloutGroup]) -> int:
