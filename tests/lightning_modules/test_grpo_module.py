@@ -24,7 +24,8 @@ def test_a_run_logs_what_people_watch(tiny_folder, mixed_data, tmp_path):
     module, logged = run(tmp_path, tiny_folder, mixed_data)
     expected = {
         "train/loss", "train/lr", "train/grad_norm", "train/reward/mean", "train/reward/std",
-        "train/contribution/letter", "seconds/reward/letter", "train/reward/letter/mean", "train/reward/letter/std", "train/reward/format/mean",
+        "train/reward/letter/mean", "train/reward/letter/std", "train/contribution/letter", "seconds/reward/letter",
+        "train/reward/format/mean",
         "train/reward/accuracy/mean", "train/advantage/mean", "train/advantage/std", "train/zero_variance_groups",
         "train/completion_tokens/mean", "train/truncated", "train/kl", "train/entropy", "train/clip_fraction",
         "train/logprob_difference/mean", "train/logprob_difference/max", "train/tokens_per_second",
