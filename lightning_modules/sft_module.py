@@ -12,6 +12,7 @@ from datamodules.types import SFTBatch
 from lightning_modules.metrics import TokenMetrics
 from lightning_modules.phase_timer import PhaseTimer
 from lightning_modules.policy_module import PolicyModule
+from lightning_modules.strategies import whole_norm
 
 
 class SFTModule(PolicyModule):
@@ -36,11 +37,11 @@ class SFTModule(PolicyModule):
     def training_step(self, batch: SFTBatch, batch_idx: int) -> Tensor:
         statistics = self.policy.target_statistics(batch)
         self.token_metrics.update(statistics)
-        return -statistics.logprobs.mean()
+        return -statistics.logprobs.sum() / self._tokens_per_rank(statistics.logprobs)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
-        self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+        self.log("train/grad_norm", whole_norm(torch.nn.utils.get_total_norm(gradients)))
 
     def on_train_batch_end(self, outputs: Any, batch: SFTBatch, batch_idx: int) -> None:
         seconds = self.timer.end_step(rest="update")
@@ -55,3 +56,9 @@ class SFTModule(PolicyModule):
 
     def on_validation_end(self) -> None:
         self.timer.pause()
+
+    def _tokens_per_rank(self, logprobs: Tensor) -> Tensor:
+        """Mean over ranks of their tokens. Gradients are averaged over ranks, so this makes the loss the mean over all
+        tokens of the batch, however they are spread."""
+        count = torch.tensor(float(logprobs.numel()), device=logprobs.device)
+        return count if self._trainer is None else self.trainer.strategy.reduce(count, reduce_op="mean")

@@ -48,13 +48,15 @@ class Policy(nn.Module):
         processor: ProcessorMixin,
         family: QwenVLFamily,
         *,
-        logprob_chunk_size: int = 1024,
+        logprob_chunk_size: int = 512,
     ) -> None:
         super().__init__()
         self.model = model
         self.processor = processor
         self.family = family
         self.logprob_chunk_size = logprob_chunk_size
+        self.is_gathered = False
+        """Inside `sharding.unsharded`: all weights are here, whole."""
 
     @property
     def tokenizer(self):
@@ -74,9 +76,13 @@ class Policy(nn.Module):
 
     def with_frozen_features(self, batch: PromptBatch) -> PromptBatch:
         """The batch with its vision features where they stay the same all step long: sampling, policy and reference
-        then share one tower call. Unchanged where the tower trains or there are no media."""
-        if batch.vision is None or not self.vision_is_frozen:
+        then share one tower call. Without media there are no features, and no rank calls the tower again. Unchanged
+        where the tower trains."""
+        if not self.vision_is_frozen:
             return batch
+        if batch.vision is None:
+            weight = self.model.get_input_embeddings().weight
+            return replace(batch, vision_features=weight.new_empty(0, weight.shape[1]))
         with torch.no_grad():
             return replace(batch, vision_features=self.family.encode_vision(self.model, batch.vision))
 
