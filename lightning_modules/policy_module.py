@@ -11,12 +11,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from datamodules.sampler import sample_seed
 from datamodules.types import PromptBatch, SFTBatch
 from datamodules.video_datamodule import TrainFormat
+from lightning_modules.export import write_pretrained
 from lightning_modules.metrics import AnswerMetrics
 from lightning_modules.optim import OptimizerConfig, build_optimizer, build_scheduler
 from lightning_modules.policy import adapters
 from lightning_modules.policy.adapters import LoraSettings, Quantisation
 from lightning_modules.policy.loading import AttentionImplementation, Dtype, load_policy
 from lightning_modules.policy.policy import Policy
+from lightning_modules.policy.sharding import full_state_dict
 from lightning_modules.policy.trainable import Part, trainable_table
 from lightning_modules.rollouts.sample import RolloutSample
 from lightning_modules.rollouts.scoring import answer_sample, scored_answer
@@ -54,7 +56,7 @@ class PolicyModule(L.LightningModule):
         dtype: Dtype = "float32",
         attn_implementation: AttentionImplementation = "auto",
         gradient_checkpointing: bool = False,
-        logprob_chunk_size: int = 1024,
+        logprob_chunk_size: int = 512,
         freeze: list[Part] | None = None,
         lora: LoraSettings | None = None,
         quantisation: Quantisation | None = None,
@@ -151,9 +153,10 @@ class PolicyModule(L.LightningModule):
         return -1 if steps == float("inf") else int(steps)
 
     def export_pretrained(self, path: Path) -> None:
-        """Write weights, processor and generation settings as a Hugging Face folder."""
-        self.policy.model.save_pretrained(path)
-        self.policy.processor.save_pretrained(path)
+        """Write weights, processor and generation settings as a Hugging Face folder; rank 0 writes, all ranks call."""
+        weights = full_state_dict(self.policy)
+        if self.global_rank == 0:
+            write_pretrained(self.policy, path, weights)
 
     def answer_groups(self, batch: PromptBatch) -> list[RolloutGroup]:
         """One evaluation answer per prompt."""

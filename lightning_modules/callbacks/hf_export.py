@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-_EXPORT_MARKS = ("config.json", "adapter_config.json")
+from lightning_modules.export import EXPORT_MARKS, replaceable, swap
 
 
 class HFExport(Callback):
@@ -44,10 +44,10 @@ class HFExport(Callback):
                 "Remove the callback or add the method."
             )
         folder = self._folder(trainer)
-        if folder.exists() and not _replaceable(folder):
+        if folder.exists() and not replaceable(folder):
             raise ValueError(
                 f"HFExport would replace {folder}, which is not a model folder (it holds none of "
-                f"{', '.join(_EXPORT_MARKS)}). Choose another HFExport.output or empty it."
+                f"{', '.join(EXPORT_MARKS)}). Choose another HFExport.output or empty it."
             )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -65,7 +65,7 @@ class HFExport(Callback):
         pl_module.export_pretrained(partial)
         trainer.strategy.barrier("export written")
         if trainer.is_global_zero:
-            _swap(partial, folder)
+            swap(partial, folder)
         trainer.strategy.barrier("export in place")
         self._exported = True
         rank_zero_info(f"Model exported to {folder}")
@@ -76,21 +76,3 @@ class HFExport(Callback):
 
     def _folder(self, trainer: pl.Trainer) -> Path:
         return Path(self.output if self.output is not None else Path(trainer.default_root_dir) / "model").resolve()
-
-
-def _replaceable(folder: Path) -> bool:
-    if not folder.is_dir():
-        return False
-    return not any(folder.iterdir()) or any((folder / mark).is_file() for mark in _EXPORT_MARKS)
-
-
-def _swap(new: Path, folder: Path) -> None:
-    """`new` takes the place of `folder`; a former export is removed only after that."""
-    former = folder.with_name(f".{folder.name}.former")
-    if former.exists():
-        shutil.rmtree(former)
-    if folder.exists():
-        folder.rename(former)
-    new.rename(folder)
-    if former.exists():
-        shutil.rmtree(former)

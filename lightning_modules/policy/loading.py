@@ -34,7 +34,7 @@ def load_policy(
     dtype: Dtype = "float32",
     attn_implementation: AttentionImplementation = "auto",
     gradient_checkpointing: bool = False,
-    logprob_chunk_size: int = 1024,
+    logprob_chunk_size: int = 512,
     freeze: Sequence[Part] = (),
     lora: LoraSettings | None = None,
     quantisation: Quantisation | None = None,

@@ -1,0 +1,219 @@
+"""Policies as Hugging Face folders: weights (safetensors), processor, generation settings and a model card."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_modules.policy.adapters import ADAPTER_NAME, adapter_config, is_adapter, merged
+from lightning_modules.policy.loading import load_weights
+from lightning_modules.policy.policy import Policy
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
+
+Adapters = Literal["merge", "keep"]
+
+EXPORT_MARKS = ("config.json", "adapter_config.json")
+"""A folder that holds one of these is an export."""
+
+WEIGHTS_PREFIX = "policy.model."
+"""Prefix of the model's weights in a Lightning checkpoint."""
+
+
+def write_pretrained(
+    policy: Policy, path: Path, state_dict: Mapping[str, Tensor] | None = None, adapters: Adapters = "merge"
+) -> None:
+    """Write a folder that `AutoModelForImageTextToText.from_pretrained` and `AutoProcessor.from_pretrained` read.
+
+    Args:
+        policy: whose model, processor and adapters.
+        path: folder; existing files of the same names are replaced.
+        state_dict: whole weights by the names of `policy.model.state_dict()`, where the model's own are shards.
+        adapters: "merge" adds them to the weights, those of a 4-bit base to the weights it was made from; "keep"
+            writes them alone, with the name of their base.
+    """
+    model, config = policy.model, adapter_config(policy.model)
+    weights = dict(model.state_dict() if state_dict is None else state_dict)
+    for name in model.all_tied_weights_keys:  # gathered shards no longer show that they are one tensor
+        weights.pop(name, None)
+    if config is None:
+        model.save_pretrained(path, state_dict=weights)
+    elif adapters == "keep":
+        _write_adapters(model, config, path, weights)
+    else:
+        if getattr(model, "hf_quantizer", None) is not None:
+            base = load_weights(model.config.name_or_path, dtype=model.dtype).state_dict()
+            weights = base | {name: value for name, value in weights.items() if is_adapter(name)}
+        _plain(model).save_pretrained(path, state_dict=merged(weights, config.lora_alpha / config.r))
+    policy.processor.save_pretrained(path)
+
+
+def _plain(model: PreTrainedModel) -> PreTrainedModel:
+    """The model without adapters, quantisation and memory: it names the weights that are saved with it."""
+    from transformers import AutoModelForImageTextToText
+
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        plain = AutoModelForImageTextToText.from_config(config, dtype=model.dtype)
+    plain.generation_config = model.generation_config
+    return plain
+
+
+def _write_adapters(model: PreTrainedModel, config: LoraConfig, path: Path, weights: Mapping[str, Tensor]) -> None:
+    """peft's own format."""
+    from safetensors.torch import save_file
+
+    path.mkdir(parents=True, exist_ok=True)
+    named = {
+        f"base_model.model.{name.replace(f'.{ADAPTER_NAME}.', '.')}": value.detach().cpu().contiguous()
+        for name, value in weights.items()
+        if is_adapter(name)
+    }
+    save_file(named, path / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = copy.copy(config)
+    config.inference_mode = True
+    base = Path(model.config.name_or_path)
+    config.base_model_name_or_path = str(base.resolve()) if base.is_dir() else model.config.name_or_path
+    config.save_pretrained(path)
+    model.generation_config.save_pretrained(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedWeights:
+    """What an export needs of a Lightning checkpoint."""
+
+    weights: dict[str, Tensor]
+    """By the names of `policy.model.state_dict()`; adapters alone where the run trained those."""
+    step: int
+    """Optimizer steps done."""
+
+
+def read_checkpoint(path: Path) -> TrainedWeights:
+    """Weights of a checkpoint file, or of a folder of shards written by any number of ranks.
+
+    Raises:
+        ValueError: there is no checkpoint, or it holds no policy.
+    """
+    if path.is_dir():
+        checkpoint = _read_shards(path)
+    elif path.is_file():
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    else:
+        raise ValueError(f"--ckpt_path is {str(path)!r}, which does not exist (looked from {Path.cwd()}).")
+    weights = {
+        name.removeprefix(WEIGHTS_PREFIX): value
+        for name, value in checkpoint.get("state_dict", {}).items()
+        if name.startswith(WEIGHTS_PREFIX)
+    }
+    if not weights:
+        raise ValueError(
+            f"--ckpt_path {str(path)!r} holds no weights of a policy (names that begin with {WEIGHTS_PREFIX}). "
+            "Give a checkpoint that `fit` of this project wrote."
+        )
+    return TrainedWeights(weights=weights, step=checkpoint["global_step"])
+
+
+def _read_shards(folder: Path) -> dict[str, Any]:
+    from lightning.fabric.utilities.load import _METADATA_FILENAME
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.format_utils import _EmptyStateDictLoadPlanner
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+    if not (folder / _METADATA_FILENAME).is_file():
+        raise ValueError(
+            f"--ckpt_path is the folder {str(folder)!r}, but a distributed checkpoint has a file {_METADATA_FILENAME}. "
+            "Give that folder itself (its name ends in .ckpt), or a checkpoint file."
+        )
+    checkpoint: dict[str, Any] = {}
+    planner = _EmptyStateDictLoadPlanner(keys={"state_dict"})
+    _load_state_dict(checkpoint, storage_reader=FileSystemReader(folder), planner=planner, no_dist=True)
+    return checkpoint | torch.load(folder / _METADATA_FILENAME, map_location="cpu", weights_only=True)
+
+
+def load_trained(policy: Policy, trained: TrainedWeights) -> None:
+    """Put a checkpoint's weights into a policy that was just loaded as for the run.
+
+    Raises:
+        ValueError: the checkpoint is of another model, or of other adapters.
+    """
+    needed = {name for name in policy.model.state_dict() if not _is_base(policy, name)}
+    known = set(policy.model.state_dict())
+    lacking, foreign = needed - trained.weights.keys(), trained.weights.keys() - known
+    if lacking or foreign:
+        raise ValueError(
+            f"The checkpoint and the run's config do not belong together: {len(lacking)} weights of the model are not "
+            f"in the checkpoint, {len(foreign)} are in it that the model lacks, for instance {min(lacking | foreign)}. "
+            "Give the YAML files of the run that wrote it with -c."
+        )
+    policy.model.load_state_dict(trained.weights, strict=False)
+
+
+def _is_base(policy: Policy, name: str) -> bool:
+    """Whether a weight is the frozen one under adapters, which checkpoints leave out."""
+    return adapter_config(policy.model) is not None and not is_adapter(name)
+
+
+def run_folder(checkpoint: Path) -> Path | None:
+    """Where the run of a checkpoint left its config.yaml and its logs: among the folders above it."""
+    folders = checkpoint.resolve().parents[:2]
+    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
+
+
+def saved_config(folder: Path) -> str:
+    """The parts of a run's saved configuration that describe the run and not the command, as YAML text."""
+    import yaml
+
+    saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_dump({part: saved[part] for part in ("seed_everything", "model", "data", "trainer")})
+
+
+def check_output(output: Path) -> None:
+    """
+    Raises:
+        ValueError: `output` holds something else than an export.
+    """
+    if output.exists() and not replaceable(output):
+        raise ValueError(
+            f"--output is {str(output)!r}, which is not a model folder (it holds none of {', '.join(EXPORT_MARKS)}). "
+            "Choose another or empty it."
+        )
+
+
+def publish(output: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder that takes the place of `output` when it is complete."""
+    partial = output.with_name(f".{output.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    write(partial)
+    swap(partial, output)
+
+
+def replaceable(folder: Path) -> bool:
+    """Whether an export may take the place of a folder: it is empty or an earlier export."""
+    if not folder.is_dir():
+        return False
+    return not any(folder.iterdir()) or any((folder / mark).is_file() for mark in EXPORT_MARKS)
+
+
+def swap(new: Path, folder: Path) -> None:
+    """`new` takes the place of `folder`; a former export is removed only after that."""
+    former = folder.with_name(f".{folder.name}.former")
+    if former.exists():
+        shutil.rmtree(former)
+    if folder.exists():
+        folder.rename(former)
+    new.rename(folder)
+    if former.exists():
+        shutil.rmtree(former)
