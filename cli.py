@@ -1,7 +1,7 @@
 """Commands of VideoRFT on Lightning: `python cli.py COMMAND --help`.
 
 fit, validate, test and predict are LightningCLI's, with stacked YAML files: `python cli.py fit -c model.yaml -c
-trainer.yaml`. demo and check are functions. This is the only place where concrete parts meet.
+trainer.yaml`. demo, check and export are functions. This is the only place where concrete parts meet.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 
 from lightning_modules import error_messages
 
@@ -213,15 +213,49 @@ def _sum_up_rollouts(folder: Path) -> None:
     print(f"\npicture: {folder / 'summary.png'}")
 
 
-CHECKS: dict[str, Callable[..., None]] = {"data": check_data, "rewards": check_rewards}
+def check_model(
+    config: list[str] | None = None,
+    ranks: int | None = None,
+    gpu_gib: float = 80.0,
+    text_tokens: int = 256,
+    completion_tokens: int | None = None,
+) -> None:
+    """Estimate the memory of a training step per rank, and the most frames that a GPU holds, without weights.
+
+    Args:
+        config: YAML file of the run; give the option once per file.
+        ranks: processes of the run; null takes trainer.devices x trainer.num_nodes (1 where devices is auto).
+        gpu_gib: memory of the GPU in GiB.
+        text_tokens: tokens of a prompt beside its video.
+        completion_tokens: tokens of every completion, or of a fine-tuning target; null takes the limit of sampling.
+    """
+    from lightning_modules.memory_report import check_memory
+
+    if config is None:
+        raise ValueError("`check model` needs the YAML files of a run; give each with -c (--config).")
+    data, model = _configured(config, "data"), _configured(config, "model")
+    trainer = lightning_cli([f"--config={file}" for file in config], run=False).config["trainer"].as_dict()
+    report = check_memory(
+        model,
+        data,
+        trainer,
+        ranks=ranks,
+        gpu_gib=gpu_gib,
+        text_tokens=text_tokens,
+        completion_tokens=completion_tokens,
+    )
+    _finish(report)
+
+
+CHECKS: dict[str, Callable[..., None]] = {"data": check_data, "rewards": check_rewards, "model": check_model}
 """What `check` can look at."""
 
 
 def check_command(arguments: Sequence[str]) -> None:
-    """Look at data or rewards before training."""
+    """Look at data, rewards or memory before training."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog="cli.py check", description="Look at data or rewards before training.")
+    parser = ArgumentParser(prog="cli.py check", description="Look at data, rewards or memory before training.")
     subcommands = parser.add_subcommands(dest="check", metavar="CHECK")
     for name, function in CHECKS.items():
         summary = function.__doc__.splitlines()[0]
@@ -250,6 +284,66 @@ def _finish(report) -> None:
         sys.exit(1)
 
 
+def export(
+    ckpt_path: str, output: str, config: list[str] | None = None, adapters: Literal["merge", "keep"] = "merge"
+) -> None:
+    """Make a Hugging Face folder of a checkpoint: weights, processor, generation settings, model card.
+
+    Args:
+        ckpt_path: checkpoint file, or folder of a distributed checkpoint.
+        output: folder to write; an earlier export in it is replaced.
+        config: YAML file of the run, once per file; default: the config.yaml that the run left beside its checkpoints.
+        adapters: of a LoRA run: "merge" adds them to the weights, "keep" writes them alone, for peft and vLLM.
+    """
+    from lightning_modules import export as exporting
+    from lightning_modules.model_card import RunFacts, last_metrics, model_card
+
+    checkpoint, folder = Path(ckpt_path), Path(output).resolve()
+    run_folder = exporting.run_folder(checkpoint)
+    if config is None:
+        if run_folder is None:
+            raise ValueError(
+                f"There is no config.yaml beside {ckpt_path!r} or in the folders above it; give the YAML files of the "
+                "run, each with -c (--config)."
+            )
+        config = [exporting.saved_config(run_folder)]
+    exporting.check_output(folder)
+    trained = exporting.read_checkpoint(checkpoint)
+    run = lightning_cli([f"--config={given}" for given in config], run=False)
+    module = _configured(config, "model")
+    module.quantisation = None  # adapters of a 4-bit base are merged into the weights it was made from
+    policy = module.load_policy()
+    exporting.load_trained(policy, trained)
+    settings = run.config["data"].init_args
+    facts = RunFacts(
+        base_model=module.model_name_or_path,
+        module=type(module).__name__,
+        checkpoint=str(checkpoint),
+        step=trained.step,
+        data_files={name: settings.get(f"{name}_files") or [] for name in ("train", "val")},
+        metrics=last_metrics(run_folder, trained.step) if run_folder else {},
+        config=run.parser.dump(run.config),
+        adapters_only=module.lora is not None and adapters == "keep",
+    )
+
+    def write(path: Path) -> None:
+        exporting.write_pretrained(policy, path, adapters=adapters)
+        (path / "README.md").write_text(model_card(facts), encoding="utf-8")
+
+    exporting.publish(folder, write)
+    print(f"{policy.model.num_parameters():,} parameters of step {trained.step} written to {folder}")
+
+
+def export_command(arguments: Sequence[str]) -> None:
+    """Make a Hugging Face folder of a checkpoint."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="cli.py export", description=export.__doc__.splitlines()[0])
+    parser.add_argument("-c", "--config", action="append", metavar="YAML", help="YAML file of the run; repeatable")
+    parser.add_function_arguments(export, skip={"config"}, as_group=False, as_positional=False)
+    export(**parser.parse_args(list(arguments[1:])))
+
+
 class Command(NamedTuple):
     run: Callable[[Sequence[str]], None]
     """Takes the command line, the command's own name first."""
@@ -262,7 +356,8 @@ COMMANDS: dict[str, Command] = {
     "test": Command(lightning_command, "answer the test questions and measure"),
     "predict": Command(lightning_command, "answer questions"),
     "demo": Command(demo_command, "teach a tiny model on the CPU, without a download"),
-    "check": Command(check_command, "look at data or rewards before training"),
+    "check": Command(check_command, "look at data, rewards or memory before training"),
+    "export": Command(export_command, "make a Hugging Face folder of a checkpoint"),
 }
 """All commands, as `python cli.py --help` lists them."""
 

@@ -246,7 +246,7 @@ def test_traceback_on_demand(run_yaml, monkeypatch):
 def test_overview_lists_every_command(capsys):
     assert status("--help") == 0
     listed = re.findall(r"^  (\w+) ", capsys.readouterr().out, re.MULTILINE)
-    assert listed == ["fit", "validate", "test", "predict", "demo", "check"] == list(cli.COMMANDS)
+    assert listed == ["fit", "validate", "test", "predict", "demo", "check", "export"] == list(cli.COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +269,8 @@ def test_no_command_and_an_unknown_one_are_answered_with_the_overview(capsys, ar
             ["check", "rewards", "--help"],
             ["-c YAML, --config YAML", "--completions", "the same rows with their scores"],
         ),
+        (["check", "model", "--help"], ["-c YAML, --config YAML", "--gpu_gib", "memory of the GPU in GiB"]),
+        (["export", "--help"], ["-c YAML, --config YAML", "--ckpt_path", "an earlier export in it is replaced"]),
     ],
     ids=" ".join,
 )
@@ -281,8 +283,9 @@ def test_help_of_a_command(capsys, arguments, parts):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["check"], "one of {data,rewards}"),
-        (["check", "model"], "'model'"),
+        (["check"], "one of {data,rewards,model}"),
+        (["check", "weights"], "'weights'"),
+        (["check", "model"], "needs the YAML files of a run; give each with -c (--config)"),
         (["check", "data"], "needs the YAML files of a run; give each with -c (--config)"),
         (["check", "rewards"], "either --config with the YAML files of a run, or --completions"),
         (["check", "rewards", "--completions", "rows.jsonl"], "also needs --output"),
