@@ -29,6 +29,10 @@ VSI_CHOICE_TASKS = ("object_rel_distance", *VSI_DIRECTION_LEVELS, "route_plannin
 _LETTER_FIRST = re.compile(r"[A-Z](?:[.)]|$)")
 
 
+class UngradedError(ValueError):
+    """A kind of item that the protocol has no rule for; other items of the benchmark may well have one."""
+
+
 def predicted_answer(completion: str) -> str:
     """The text that is scored: the first answer element, or the whole completion if there is none or an empty one.
 
@@ -252,8 +256,8 @@ def _same_letter(letter: str | None, answer: str) -> float:
     return float(letter is not None and letter == answer.upper())
 
 
-def _ungraded(name: str, kind: ProblemType) -> ValueError:
-    return ValueError(
+def _ungraded(name: str, kind: ProblemType) -> UngradedError:
+    return UngradedError(
         f"problem_type is {str(kind)!r}; {name}'s authors grade it with a language model or not at all, and there is "
         f"no official rule for it here. Leave these records out, or use protocol videorft."
     )
