@@ -139,7 +139,7 @@ def convert_mvbench(rows: Iterable[Row], task: str, *, folder: str = "MVBench/vi
             answer=ascii_uppercase[candidates.index(row["answer"])],
             path=f"./{folder}/{subfolder}/{video}",
             data_source="MVBench",
-            task=task,
+            task_type=task,
             **({"start": row["start"], "end": row["end"]} if timed else {}),
         )
 

@@ -158,7 +158,7 @@ def _mvbench() -> tuple[dict[str, Any], list[dict[str, Any]]]:
         times = {"start": 0.0, "end": SECONDS / 2} if timed else {}
         row = {"video": f"clip{number}.mp4", "question": ASKED, "candidates": list(_COLORS), "answer": _COLORS[number]}
         annotations[task] = [{**row, **times}]
-        records.append(_published(number, f"./MVBench/video/{folder}/clip{number}.mp4", task=task, **times))
+        records.append(_published(number, f"./MVBench/video/{folder}/clip{number}.mp4", task_type=task, **times))
     return annotations, records
 
 

@@ -32,12 +32,12 @@ from rewards.types import ProblemType
 Row = Mapping[str, Any]
 
 BREAKDOWNS: Mapping[str, tuple[str, ...]] = {
-    "vsibench": ("original_question_type",),
+    "vsibench": ("original_question_type", "question_type"),
     "videommmu": ("original_question_type", "track", "subject"),
     "mmvu": ("original_question_type", "subject"),
-    "mvbench": ("original_question_type", "task_type"),
-    "tempcompass": ("original_question_type", "task", "aspect"),
-    "videomme": ("original_question_type", "duration", "domain", "sub_category", "task_type"),
+    "mvbench": ("original_question_type", "task", "task_type", "question_type"),
+    "tempcompass": ("original_question_type", "task", "task_type", "question_type", "aspect", "dim"),
+    "videomme": ("original_question_type", "duration", "domain", "sub_category", "task_type", "question_type"),
 }
 """Benchmark -> fields of its rows that get a mean per value. A field that no row has gives no mean."""
 

@@ -48,6 +48,14 @@ class PairedComparison:
     """Two-sided exact McNemar test; None unless all scores are 0 or 1."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Second run minus first run of one mean of `aggregate`, in its unit."""
+
+    value: float
+    interval: Interval
+
+
 def bootstrap_intervals(
     benchmark: str,
     protocol: Protocol,
@@ -95,21 +103,16 @@ def compare_runs(
 ) -> PairedComparison:
     """Compare two runs on the same items, paired by `problem_id`; the order of the rows does not matter.
 
-    The mean of item scores is what both protocols report for a choice benchmark; it is not VSI-Bench's mean of tasks.
+    The mean of item scores is what both protocols report for a choice benchmark. It is not VSI-Bench's mean of tasks:
+    for that and for breakdowns see `bootstrap_differences`.
 
     Raises:
         ValueError: the runs do not hold the same items, a `problem_id` twice in one of them, no item that both
             answered, or `resamples` or `level` out of range.
     """
     _check(resamples, level)
-    first_scores, second_scores = _scores_by_id(first, "first"), _scores_by_id(second, "second")
-    if first_scores.keys() != second_scores.keys():
-        raise ValueError(_different_items(set(first_scores), set(second_scores)))
-    ids = sorted(first_scores)
-    pairs = np.array([(first_scores[item], second_scores[item]) for item in ids]).reshape(-1, 2)  # [N, 2]
-    answered = pairs[~np.isnan(pairs).any(1)]
-    if len(answered) == 0:
-        raise ValueError(f"None of the {len(ids)} items was answered in both runs; there is nothing to compare.")
+    first, second = _same_items(first, second)
+    answered = np.stack([row_scores(first), row_scores(second)], axis=1)[_answered_in_both(first, second)]  # [items, 2]
     differences = answered[:, 1] - answered[:, 0]
     means = [counts @ differences / len(differences) for counts in _resampled_counts(len(answered), resamples, seed)]
     binary = bool(np.isin(answered, (0.0, 1.0)).all())
@@ -117,7 +120,7 @@ def compare_runs(
     only_second = int((differences > 0).sum()) if binary else None
     return PairedComparison(
         items=len(answered),
-        failed=len(ids) - len(answered),
+        failed=len(first) - len(answered),
         first_mean=float(answered[:, 0].mean()),
         second_mean=float(answered[:, 1].mean()),
         difference=float(differences.mean()),
@@ -126,6 +129,50 @@ def compare_runs(
         only_second_right=only_second,
         p_value=mcnemar_exact(only_first, only_second) if only_first is not None and only_second is not None else None,
     )
+
+
+def bootstrap_differences(
+    benchmark: str,
+    protocol: Protocol,
+    first: Sequence[Row],
+    second: Sequence[Row],
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Difference]:
+    """Paired bootstrap of every mean of `aggregate`, VSI-Bench's mean of tasks included, over items both runs answered.
+
+    Each resample draws the same items in both runs, so what makes items hard for both cancels.
+
+    Raises:
+        ValueError: as `compare_runs` and `aggregate`, or rows of one item that belong to different means.
+    """
+    _check(resamples, level)
+    first, second = _same_items(first, second)
+    plan = mean_plan(benchmark, protocol, first)
+    if plan != mean_plan(benchmark, protocol, second):
+        raise ValueError(
+            f"Rows of the same {benchmark} item differ between the runs in problem_type or in a field of the "
+            "breakdown; evaluate both on the same file."
+        )
+    answered = _answered_in_both(first, second)
+    scores = row_scores(first), row_scores(second)
+
+    def differences(counts: np.ndarray) -> dict[str, np.ndarray]:
+        weights = np.zeros((len(counts), len(first)))  # [R, N]
+        weights[:, answered] = counts
+        before, after = (plan.values(run, weights) for run in scores)
+        return {name: after[name] - before[name] for name in plan.members}
+
+    observed = differences(np.ones((1, len(answered))))
+    drawn = [differences(counts) for counts in _resampled_counts(len(answered), resamples, seed)]
+    result = {}
+    for name, value in observed.items():
+        values = np.concatenate([chunk[name] for chunk in drawn])
+        if not np.isnan(value[0]) and not np.isnan(values).all():
+            result[name] = Difference(value=float(value[0]), interval=_interval(values, level))
+    return result
 
 
 def mcnemar_exact(only_first_right: int, only_second_right: int) -> float:
@@ -168,17 +215,31 @@ def _check(resamples: int, level: float) -> None:
         raise ValueError(f"level is {level}; give a share between 0 and 1, such as 0.95.")
 
 
-def _scores_by_id(rows: Sequence[Row], run: str) -> dict[str, float]:
-    scores = dict(zip((str(row["problem_id"]) for row in rows), row_scores(rows).tolist(), strict=True))
-    if len(scores) < len(rows):
-        raise ValueError(f"The {run} run has {len(rows) - len(scores)} rows whose problem_id occurred before.")
-    return scores
+def _same_items(first: Sequence[Row], second: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Both runs' rows in the order of `problem_id`."""
+    first_rows, second_rows = _by_id(first, "first"), _by_id(second, "second")
+    if first_rows.keys() != second_rows.keys():
+        only_first = sorted(first_rows.keys() - second_rows.keys())
+        only_second = sorted(second_rows.keys() - first_rows.keys())
+        raise ValueError(
+            f"The runs hold different items: {len(only_first)} only in the first ({len(first)} items), "
+            f"{len(only_second)} only in the second ({len(second)} items), such as problem_id "
+            f"{', '.join((only_first + only_second)[:3])}. Evaluate both on the same file."
+        )
+    ids = sorted(first_rows)
+    return [first_rows[item] for item in ids], [second_rows[item] for item in ids]
 
 
-def _different_items(first: set[str], second: set[str]) -> str:
-    only_first, only_second = sorted(first - second), sorted(second - first)
-    examples = ", ".join((only_first + only_second)[:3])
-    return (
-        f"The runs hold different items: {len(only_first)} only in the first ({len(first)} items), {len(only_second)} "
-        f"only in the second ({len(second)} items), such as problem_id {examples}. Evaluate both on the same file."
-    )
+def _by_id(rows: Sequence[Row], run: str) -> dict[str, Row]:
+    by_id = {str(row["problem_id"]): row for row in rows}
+    if len(by_id) < len(rows):
+        raise ValueError(f"The {run} run has {len(rows) - len(by_id)} rows whose problem_id occurred before.")
+    return by_id
+
+
+def _answered_in_both(first: Sequence[Row], second: Sequence[Row]) -> np.ndarray:
+    """Positions of the items that failed in neither run."""
+    answered = np.flatnonzero(~np.isnan(row_scores(first) + row_scores(second)))
+    if len(answered) == 0:
+        raise ValueError(f"None of the {len(first)} items was answered in both runs; there is nothing to compare.")
+    return answered

@@ -21,6 +21,7 @@ from datamodules.media import read_media
 from datamodules.prompts import PromptTemplate
 from datamodules.records import RecordFile, scan
 from rewards.accuracy import AccuracyReward
+from rewards.benchmark_metrics import BREAKDOWNS
 from rewards.suite import RewardSuite
 
 PROFILE = SamplingProfile(num_frames=4, min_pixels=28 * 28, max_pixels=56 * 56)
@@ -90,6 +91,12 @@ def test_groups_are_stated_by_both(name: str, sample: BenchmarkSample, converted
         values = [benchmark.group(record, group) for record in RecordFile(converted, sample.data_root)]
         assert None not in values
         assert values == [benchmark.group(record, group) for record in published]
+
+
+def test_the_scorer_finds_the_groups_of_converted_records(name: str, sample: BenchmarkSample, converted: Path) -> None:
+    for group, fields in BENCHMARKS[name].groups.items():
+        for record in RecordFile(converted, sample.data_root):
+            assert any(field in BREAKDOWNS[name] and record.extra.get(field) for field in fields), group
 
 
 def test_mvbench_sees_the_named_seconds_only(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from datamodules.benchmark_layouts import MVBENCH_TASKS, VIDEOMMMU_DISCIPLINES
 from datamodules.benchmarks import BENCHMARKS
 from datamodules.types import VideoRecord
+from rewards.benchmark_metrics import BREAKDOWNS
 from rewards.types import ProblemType
 
 
@@ -29,6 +30,12 @@ def test_registry_is_keyed_by_name_and_names_the_published_files():
     assert list(BENCHMARKS) == ["vsibench", "videommmu", "mmvu", "mvbench", "tempcompass", "videomme"]
     for name, benchmark in BENCHMARKS.items():
         assert (benchmark.name, benchmark.file) == (name, f"eval_{name}.json")
+
+
+def test_scores_are_broken_down_by_every_field_that_may_hold_a_group():
+    for name, benchmark in BENCHMARKS.items():
+        fields = {field for group in benchmark.groups.values() for field in group}
+        assert fields <= set(BREAKDOWNS[name]), name
 
 
 def test_sizes_are_those_of_the_benchmarks():

@@ -113,6 +113,25 @@ def test_videorft_means_are_fractions_split_at_regression():
     assert (result["track/Perception"], result["track/Adaptation"]) == (1.0, 0.25)
 
 
+def test_tempcompass_by_task_and_by_aspect():
+    rows = [
+        row(1, 1.0, task="multi-choice", aspect="action"),
+        row(2, 0.0, task="yes_no", aspect="action"),
+        row(3, 0.0, task="yes_no", aspect="speed"),
+        row(4, 1.0, task="caption_matching", aspect="speed"),
+        row(5, None, task="caption_matching", aspect="attribute_change"),
+        row(6, 1.0, task="yes_no", aspect="order"),
+    ]
+    result = aggregate("tempcompass", "official", rows)
+    # Overall 3 of 5 answered; yes/no 1 of 3; the item that failed leaves its aspect without a mean.
+    assert result["overall"] == pytest.approx(60)
+    assert result["task/yes_no"] == pytest.approx(100 / 3)
+    assert (result["task/caption_matching"], result["failed/task/caption_matching"]) == (100, 1)
+    assert (result["aspect/action"], result["aspect/speed"], result["aspect/order"]) == (50, 50, 100)
+    assert "aspect/attribute_change" not in result
+    assert result["failed/aspect/attribute_change"] == 1
+
+
 def test_a_mean_over_nothing_is_absent():
     result = aggregate("mvbench", "videorft", [row(1, 1.0)])
     assert "mean_mra" not in result and result["scored/mean_mra"] == 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rewards.benchmark_metrics import aggregate
-from rewards.benchmark_statistics import bootstrap_intervals, compare_runs, mcnemar_exact
+from rewards.benchmark_statistics import bootstrap_differences, bootstrap_intervals, compare_runs, mcnemar_exact
 
 DIRECTIONS = ("object_rel_direction_easy", "object_rel_direction_medium", "object_rel_direction_hard")
 
@@ -102,6 +102,32 @@ def test_comparison_interval_is_that_of_the_paired_differences():
     interval = compare_runs(first, second, resamples=4000).interval
     error = 1.96 * sqrt(0.19 / 400)
     assert (interval.low, interval.high) == pytest.approx((0.1 - error, 0.1 + error), abs=0.005)
+
+
+def test_differences_of_all_means_are_paired():
+    # 100 items per task. Directions: all levels equal in both runs. Route: the second run is right on 10 items more.
+    first, second = [], []
+    for task in (*DIRECTIONS, "route_planning"):
+        for index in range(100):
+            score = float(index < 40)
+            gain = task == "route_planning" and 40 <= index < 50
+            common = {"problem_id": f"{task}{index}", "problem_type": "multiple choice", "original_question_type": task}
+            first.append(common | {"score": score})
+            second.append(common | {"score": 1.0 if gain else score})
+    second[-1]["score"] = None  # a right answer of neither run: route becomes 40 and 50 of 99
+    result = bootstrap_differences("vsibench", "official", first, second[::-1], resamples=2000)
+    assert result["object_rel_direction_accuracy"].value == 0
+    assert result["object_rel_direction_accuracy"].interval.high == 0  # the same items are drawn in both runs
+    assert result["route_planning_accuracy"].value == pytest.approx(1000 / 99)
+    assert result["overall"].value == pytest.approx(500 / 99)
+    # A share of 10 / 99 has standard error 100 * sqrt(0.101 * 0.899 / 99) = 3.03 points; overall, half of that.
+    assert result["overall"].interval.low == pytest.approx((1000 / 99 - 1.96 * 3.03) / 2, abs=0.5)
+    assert result["overall"].interval.high == pytest.approx((1000 / 99 + 1.96 * 3.03) / 2, abs=0.5)
+
+
+def test_differences_need_equal_breakdowns():
+    with pytest.raises(ValueError, match="differ between the runs"):
+        bootstrap_differences("videomme", "official", rows_of([1.0], duration="short"), rows_of([1.0], duration="long"))
 
 
 def test_scores_between_0_and_1_have_no_mcnemar_test():
