@@ -1,0 +1,173 @@
+"""`python cli.py check data|rewards|model`: look before training."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+
+from lightning_modules.commands.run_config import ParseRun, RunConfig
+
+
+def check_data(
+    run: RunConfig | None,
+    stage: str = "fit",
+    limit: int | None = None,
+    decode: bool = True,
+    num_threads: int = 2,
+) -> None:
+    """Look at every record and its media as a run would, without a model.
+
+    Args:
+        run: the run, from its YAML files.
+        stage: whose files: fit, validate, test or predict.
+        limit: decode and count only the first so many records; null for all.
+        decode: read the sampled frames; false reads headers only.
+        num_threads: records looked at at the same time.
+    """
+    from datamodules import doctor
+    from datamodules.records import scan
+
+    data = _needed(run, "data").build("data")
+    files = data.stage_files(stage)
+    profile = data.train_profile if stage == "fit" else data.eval_profile
+    data.load_tokenizer()
+    data.check_patch_sizes(profile)
+    report = doctor.check_data(
+        chain.from_iterable(scan(file, require_process=data.needs_process(stage)) for file in files),
+        data.data_root,
+        profile,
+        count_tokens=doctor.text_token_counter(data.tokenizer, data.prompt),
+        max_prompt_tokens=data.max_prompt_tokens,
+        limit=limit,
+        decode=decode,
+        reader=data.reader,
+        num_threads=num_threads,
+    )
+    _finish(report)
+
+
+def check_rewards(
+    run: RunConfig | None,
+    stage: str = "fit",
+    completions: str | None = None,
+    output: str | None = None,
+    rollouts: str | None = None,
+) -> None:
+    """Score the gold answers of a run's data with its rewards, or a file of completions; or sum up stored rollouts.
+
+    Args:
+        run: the run, from its YAML files.
+        stage: whose files: fit, validate, test or predict.
+        completions: JSONL with problem_type, completion and solution in every row, instead of a run.
+        output: the same rows with their scores.
+        rollouts: folder that RolloutStore wrote, instead of a run; its summary is printed and drawn into summary.png.
+    """
+    from datamodules import doctor
+    from datamodules.records import scan
+    from rewards import AccuracyReward, FormatReward
+    from rewards.completions_file import score_completions_file
+    from rewards.suite import RewardSuite
+
+    if [run, completions, rollouts].count(None) != 2:
+        raise ValueError(
+            "`check rewards` takes either --config with the YAML files of a run, or --completions, or --rollouts."
+        )
+    if rollouts is not None:
+        _sum_up_rollouts(Path(rollouts))
+        return
+    if completions is not None:
+        if output is None:
+            raise ValueError("`check rewards --completions` also needs --output, the file to write.")
+        if not Path(completions).is_file():
+            raise ValueError(f"--completions is {completions!r}, which is not a file (looked from {Path.cwd()}).")
+        print(score_completions_file(Path(completions), Path(output)).render())
+        return
+    data, model = run.build("data"), run.build("model")
+    suite = getattr(model, "suite", None) or RewardSuite([AccuracyReward(), FormatReward()])
+    records = chain.from_iterable(scan(file) for file in data.stage_files(stage))
+    _finish(doctor.check_rewards(records, suite))
+
+
+def _sum_up_rollouts(folder: Path) -> None:
+    from lightning_modules.rollout_plot import plot_rollouts
+    from lightning_modules.rollout_summary import summarise_rollouts
+
+    summary = summarise_rollouts(folder)
+    print(summary.render())
+    plot_rollouts(summary, folder / "summary.png")
+    print(f"\npicture: {folder / 'summary.png'}")
+
+
+def check_model(
+    run: RunConfig | None,
+    ranks: int | None = None,
+    gpu_gib: float = 80.0,
+    text_tokens: int = 256,
+    completion_tokens: int | None = None,
+) -> None:
+    """Estimate the memory of a training step per rank, and the most frames that a GPU holds, without weights.
+
+    Args:
+        run: the run, from its YAML files.
+        ranks: processes of the run; null takes trainer.devices x trainer.num_nodes (1 where devices is auto).
+        gpu_gib: memory of the GPU in GiB.
+        text_tokens: tokens of a prompt beside its video.
+        completion_tokens: tokens of every completion, or of a fine-tuning target; null takes the limit of sampling.
+    """
+    from lightning_modules.memory_report import check_memory
+
+    run = _needed(run, "model")
+    report = check_memory(
+        run.build("model"),
+        run.build("data"),
+        run.settings["trainer"].as_dict(),
+        ranks=ranks,
+        gpu_gib=gpu_gib,
+        text_tokens=text_tokens,
+        completion_tokens=completion_tokens,
+    )
+    _finish(report)
+
+
+CHECKS: dict[str, Callable[..., None]] = {"data": check_data, "rewards": check_rewards, "model": check_model}
+"""What `check` can look at."""
+
+
+def check_command(arguments: Sequence[str], *, parse: ParseRun) -> None:
+    """Look at data, rewards or memory before training.
+
+    Args:
+        arguments: the command line, the command's own name first.
+        parse: reads the options of a run.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="cli.py check", description=check_command.__doc__.splitlines()[0])
+    subcommands = parser.add_subcommands(dest="check", metavar="CHECK")
+    for name, function in CHECKS.items():
+        summary = function.__doc__.splitlines()[0]
+        subparser = ArgumentParser(description=summary)
+        # Repeatable as in fit; in an option of type list[str] the second file would replace the first.
+        subparser.add_argument(
+            "-c", "--config", action="append", metavar="YAML", help="YAML file of the run; repeatable"
+        )
+        subparser.add_function_arguments(function, skip={"run"}, as_group=False)
+        subcommands.add_subcommand(name, subparser, help=summary)
+    given = parser.parse_args(list(arguments[1:]))
+    options = given[given.check].as_dict()
+    config = options.pop("config")
+    CHECKS[given.check](None if config is None else RunConfig(parse, config), **options)
+
+
+def _needed(run: RunConfig | None, check: str) -> RunConfig:
+    if run is None:
+        raise ValueError(f"`check {check}` needs the YAML files of a run; give each with -c (--config).")
+    return run
+
+
+def _finish(report) -> None:
+    print(report.render())
+    if not report.ok:
+        sys.exit(1)
