@@ -52,9 +52,9 @@ def with_table(readme: str) -> str:
 
 _INTRODUCTION = """\
 What a GRPO group costs, and what the parts around it cost. Every number here comes from a file in
-[benchmarks/results](../benchmarks/results), which `make bench`, `make bench-reward` and `make bench-video` write on your
-machine; `python benchmarks/performance_page.py` makes this page of them. Shapes: P prompt tokens, G completions per
-prompt, C tokens of the longest completion."""
+[benchmarks/results](../benchmarks/results), which `make bench`, `make bench-reward` and `make bench-video` write on
+your machine; `python benchmarks/performance_page.py` makes this page of them. Shapes: P prompt tokens, G completions
+per prompt, C tokens of the longest completion."""
 
 
 def _load(name: str) -> Report:
@@ -73,7 +73,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _ratio(value: float) -> str:
-    return f"{value:.2f}×"
+    return f"{value:.2f} x"
 
 
 def _short_table(report: Report) -> str:
@@ -87,8 +87,8 @@ def _short_table(report: Report) -> str:
         [
             _table(("G = 8, C = 256", "P", "repeated / ours, time", "repeated / ours, memory"), rows),
             "",
-            "Cost of pixels and prompt repeated for every completion, as in the published code, divided by ours, with equal",
-            f"gradients; P prompt tokens, G completions, C tokens each. {report['date']}, {report['machine']},",
+            "Cost of pixels and prompt repeated for every completion, as in the published code, divided by ours; the",
+            f"gradients are equal. P prompt tokens, G completions, C tokens each. {report['date']}, {report['machine']},",
             f"torch {report['torch']}, random weights of size `{report['size']}`.",
         ]
     )
@@ -110,10 +110,11 @@ def _group_section(report: Report) -> str:
     return f"""\
 ## A GRPO group on a CPU
 
-{report["date"]}, {report["machine"]}, torch {report["torch"]}, transformers {report["transformers"]}; random weights of
-size `{report["size"]}` in {report["dtype"]}. "Repeated" is the way of the published code: pixels and prompt once for every
-completion, stock attention, log_softmax over the vocabulary. Both compute the same gradients. Methods take turns in one process and medians are compared; seconds are user time; memory is the peak beyond
-weights, gradients and inputs. [All methods](../benchmarks/results/cpu.md), among them the video encoded once with the
+{report["date"]}, {report["machine"]}, torch {report["torch"]}, transformers {report["transformers"]};
+random weights of size `{report["size"]}` in {report["dtype"]}. "Repeated" is the way of the published code: pixels and
+prompt once for every completion, stock attention, log_softmax over the vocabulary. Both compute the same gradients.
+Methods take turns in one process and medians are compared; seconds are user time; memory is the peak beyond weights,
+gradients and inputs. [All methods](../benchmarks/results/cpu.md), among them the video encoded once with the
 prompt still repeated, and the installed `generate(num_return_sequences=G)`.
 
 {_table(header, rows)}
@@ -140,9 +141,9 @@ def _reward_section(report: Report) -> str:
     return f"""\
 ## The semantic reward
 
-{report["date"]}, {report["machine"]}; {report["frames"]} frames, G = {report["completions"]}, a SigLIP with random weights.
-Every frame and every text of a group is encoded once: {once} encodings instead of {repeated}, {report["time_ratio"]:.1f}
-times less time than encoding the frames for each completion."""
+{report["date"]}, {report["machine"]}; {report["frames"]} frames, G = {report["completions"]}, a SigLIP with random
+weights. Every frame and every text of a group is encoded once: {once} encodings instead of {repeated}, and
+{report["time_ratio"]:.1f} times less time than encoding the frames for each completion."""
 
 
 def _video_section(report: Report) -> str:
