@@ -88,7 +88,7 @@ def _short_table(report: Report) -> str:
             _table(("G = 8, C = 256", "P", "repeated / ours, time", "repeated / ours, memory"), rows),
             "",
             "Cost of pixels and prompt repeated for every completion, as in the published code, divided by ours; the",
-            f"gradients are equal. P prompt tokens, G completions, C tokens each. {report['date']}, {report['machine']},",
+            f"gradients are equal. P prompt tokens, G completions, C tokens. {report['date']}, {report['machine']},",
             f"torch {report['torch']}, random weights of size `{report['size']}`.",
         ]
     )
