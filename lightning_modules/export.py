@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -172,10 +173,10 @@ def run_folder(checkpoint: Path) -> Path | None:
 
 def saved_config(folder: Path) -> str:
     """The parts of a run's saved configuration that describe the run and not the command, as YAML text."""
-    import yaml
+    from jsonargparse import get_loader
 
-    saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return yaml.safe_dump({part: saved[part] for part in ("seed_everything", "model", "data", "trainer")})
+    saved = get_loader("yaml")((folder / "config.yaml").read_text(encoding="utf-8"))
+    return json.dumps({part: saved[part] for part in ("seed_everything", "model", "data", "trainer")})
 
 
 def check_output(output: Path) -> None:
