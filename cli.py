@@ -6,6 +6,7 @@ trainer.yaml`. The others stand in lightning_modules/commands/. This is the only
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -79,6 +80,7 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
 
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     return VideoRFTCLI(
         PolicyModule,
         VideoDataModule,
@@ -91,6 +93,11 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
         args=list(arguments),
         run=run,
     )
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    """Whether a log record says something about the run: Lightning's tips name packages of its platform."""
+    return not record.getMessage().startswith("💡 Tip")
 
 
 def _check_checkpoint(path: str | None) -> None:

@@ -243,6 +243,14 @@ def test_traceback_on_demand(run_yaml, monkeypatch):
         status(*fit(run_yaml, "--model.init_args.group_size=1"))
 
 
+@pytest.mark.usefixtures("no_model")
+def test_lightning_speaks_of_the_run_and_not_of_its_platform(run_yaml, caplog):
+    with caplog.at_level("INFO"), pytest.raises(AssertionError, match="the model is loaded"):
+        cli.main(fit(run_yaml))
+    assert "GPU available" in caplog.text
+    assert "Tip" not in caplog.text
+
+
 def test_overview_lists_every_command(capsys):
     assert status("--help") == 0
     listed = re.findall(r"^  (\w+) ", capsys.readouterr().out, re.MULTILINE)
