@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.plugins.precision import HalfPrecision
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules.sampler import sample_seed
 from datamodules.types import PromptBatch, SFTBatch
@@ -20,6 +21,7 @@ from lightning_modules.policy.loading import AttentionImplementation, Dtype, loa
 from lightning_modules.policy.policy import Policy
 from lightning_modules.policy.sharding import full_state_dict
 from lightning_modules.policy.trainable import Part, trainable_table
+from lightning_modules.precision import HalfWeights, rounding_note
 from lightning_modules.rollouts.sample import RolloutSample
 from lightning_modules.rollouts.scoring import answer_sample, scored_answer
 from lightning_modules.rollouts.transformers_engine import TransformersEngine
@@ -35,7 +37,7 @@ class PolicyModule(L.LightningModule):
 
     Args:
         model_name_or_path: Hugging Face folder or name of a Qwen2-VL or Qwen2.5-VL checkpoint.
-        dtype: of the weights.
+        dtype: of the weights; trainer.precision bf16-true takes bfloat16 whatever stands here.
         attn_implementation: of the vision tower; "auto" takes flash attention 2 where there is CUDA and the package.
         gradient_checkpointing: recompute activations in the backward.
         logprob_chunk_size: rows of logits that exist at a time.
@@ -89,6 +91,10 @@ class PolicyModule(L.LightningModule):
                 f"{type(self).__name__} does not train on data.init_args.train_format: {given}; "
                 f"set data.init_args.train_format: {self.train_format}."
             )
+        precision = self.trainer.precision_plugin
+        if type(precision) is HalfPrecision:
+            self.trainer.strategy.precision_plugin = HalfWeights(precision.precision)
+            self.dtype_name = "bfloat16" if precision.precision == "bf16-true" else "float16"
 
     def configure_model(self) -> None:
         if self.policy is None:
@@ -136,6 +142,8 @@ class PolicyModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = build_optimizer(self.policy.parameters(), self.optimizer_config)
+        if note := rounding_note(optimizer):
+            rank_zero_warn(note)
         scheduler = build_scheduler(optimizer, self.optimizer_config, self.total_optimizer_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -26,7 +26,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     Every rank has its own records. The modules shard their policies in `configure_model`. Evaluation gathers the
     weights once and keeps them whole until it has ended, so that ranks may generate answers of different lengths.
 
-    bf16-mixed keeps float32 shards, gathers bfloat16 weights and reduces float32 gradients.
+    bf16-mixed keeps float32 shards and gathers bfloat16 weights; gradients are reduced in float32 in any case.
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def shard(self, policy: Policy) -> Policy:
         """Shard a policy over all ranks, in place."""
-        mixed = None
-        if self.precision_plugin.precision == "bf16-mixed":
-            mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        computed = torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
+        # A sum over many ranks in bfloat16 would lose most of what each adds.
+        mixed = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32)
         offload = CPUOffloadPolicy(pin_memory=self.root_device.type == "cuda") if self.cpu_offload else OffloadPolicy()
         return shard(policy, self.device_mesh["data_parallel"], mixed_precision=mixed, offload=offload)
 

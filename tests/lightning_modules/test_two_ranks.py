@@ -1,15 +1,21 @@
 """Two gloo processes with half of the batch each against one process with all of it."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from datamodules.collate import PromptCollator
+from lightning_modules.policy.loading import load_policy
+from tests.lightning_modules import two_ranks
 from tests.lightning_modules.module_runs import scalars
 
 ROOT = Path(__file__).parents[2]
+STRATEGIES = ("ddp", "fsdp2")
 
 
 def launch(ranks, *arguments, module="tests.lightning_modules.two_ranks"):
@@ -21,18 +27,179 @@ def launch(ranks, *arguments, module="tests.lightning_modules.two_ranks"):
     return done.stdout
 
 
-@pytest.mark.parametrize("loss", ["grpo", "dapo"])
-def test_two_ranks_give_the_trajectory_of_one(tiny_folder, mixed_data, tmp_path, loss):
-    for ranks in (1, 2):
-        launch(ranks, tiny_folder, mixed_data, tmp_path / str(ranks), loss)
-    one, two = scalars(tmp_path / "1"), scalars(tmp_path / "2")
-    for tag in ("train/loss", "train/grad_norm", "train/reward/mean"):
-        assert len(one[tag]) == 3
-        assert two[tag] == pytest.approx(one[tag], rel=1e-4, abs=1e-6), tag
+@pytest.fixture(scope="module")
+def run(tiny_folder, mixed_data, tmp_path_factory):
+    """Runs with the given options on so many ranks, once for all tests; gives the folder of what they left."""
+    folders = {}
+
+    def runner(ranks, *options, data=mixed_data):
+        key = (ranks, data, options)
+        if key not in folders:
+            folders[key] = tmp_path_factory.mktemp("run")
+            arguments = (tiny_folder, data, folders[key], *options)
+            if ranks == 1 and not any("fsdp2" in option for option in options):
+                two_ranks.run(two_ranks.parse(arguments))
+            else:
+                launch(ranks, *arguments)
+        return folders[key]
+
+    return runner
+
+
+def assert_same_training(folder, expected, *, steps):
+    """The last so many steps of two runs."""
+    actual, expected = scalars(folder), scalars(expected)
+    for tag in {"train/loss", "train/grad_norm", "train/reward/mean"} & expected.keys():
+        assert actual[tag][-steps:] == pytest.approx(expected[tag][-steps:], rel=1e-4, abs=1e-6), tag
+        assert len(actual[tag]) >= steps
+
+
+GRPO = ("--steps=3", "--beta=0.04")
+DAPO = ("--steps=3", "--loss=dapo")
+SFT = ("--steps=4", "--stage=sft")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        ("ddp", GRPO),
+        pytest.param("ddp", DAPO, marks=pytest.mark.slow),
+        ("ddp", SFT),
+        ("fsdp2", GRPO),
+        ("fsdp2", SFT),
+    ],
+    ids=["ddp-grpo", "ddp-dapo", "ddp-sft", "fsdp2-grpo", "fsdp2-sft"],
+)
+def test_two_ranks_give_the_trajectory_of_one(run, strategy, options):
+    one, two = run(1, *options), run(2, *options, f"--strategy={strategy}")
+    assert_same_training(two, one, steps=len(scalars(one)["train/loss"]))
+    one, two = scalars(one), scalars(two)
     for tag in ("val/accuracy", "val/completion_tokens", "val/accuracy/OCR"):
         assert two[tag] == pytest.approx(one[tag], rel=1e-5), tag
+
+
+def test_one_file_saved_by_sharded_ranks_resumes_on_one_rank(run):
+    whole = run(2, *SFT, "--strategy=fsdp2")
+    checkpoint = next(whole.glob("step=2*.ckpt"))
+    assert checkpoint.is_file()
+    assert_same_training(run(1, *SFT, f"--resume={checkpoint}"), whole, steps=2)
+
+
+def test_the_export_of_sharded_ranks_is_the_trained_model(run, tiny_folder, mixed_prompts):
+    folder = run(2, *SFT, "--strategy=fsdp2")
+    trained, exported = load_policy(str(tiny_folder)), load_policy(str(folder / "model"))
+    weights = torch.load(next(folder.glob("step=4*.ckpt")), weights_only=False)["state_dict"]
+    names = {f"policy.{name}" for name in trained.state_dict()}
+    trained.load_state_dict({name.removeprefix("policy."): weights[name] for name in weights.keys() & names})
+    batch = trained.locate(PromptCollator(pad_token_id=0)(mixed_prompts[:4]))
+    with torch.no_grad():
+        logits = [policy.eval().prefill(batch, group_size=1)[0] for policy in (trained, exported)]
+    assert torch.equal(*logits)
+    single = run(1, *SFT) / "model" / "model.safetensors"
+    assert (folder / "model" / "model.safetensors").stat().st_size == single.stat().st_size
 
 
 def test_a_sharded_policy_computes_what_a_whole_one_does(tiny_folder, mixed_data):
     output = launch(2, tiny_folder, mixed_data, module="tests.lightning_modules.policy.sharded_policy")
     assert output.count("sharded equals whole") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("after", ["auto", "ddp", "fsdp2"])
+@pytest.mark.parametrize("before", ["ddp", "fsdp2", "fsdp2_folders"])
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_resume(run, stage, before, after, ranks):
+    if (after == "auto") != (ranks == 1) or (before == "fsdp2_folders" and after != "fsdp2"):
+        pytest.skip("one rank has no strategy; folders of shards are read by the strategy that wrote them")
+    options = (f"--stage={stage}", "--steps=4", "--beta=0.04")
+    saved_with, resumed_with = (f"--strategy={name}" for name in (before, after))
+    whole = run(2, *options, saved_with)
+    (checkpoint,) = whole.glob("step=2*.ckpt")
+    resumed_with = resumed_with.replace("fsdp2", before) if before == "fsdp2_folders" else resumed_with
+    assert_same_training(run(ranks, *options, resumed_with, f"--resume={checkpoint}"), whole, steps=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_folder_of_shards_resumes_on_another_number_of_ranks(run, stage, before, after):
+    options = (f"--stage={stage}", "--steps=4", "--beta=0.04", "--strategy=fsdp2_folders")
+    whole = run(before, *options)
+    (checkpoint,) = whole.glob("step=2*.ckpt")
+    assert checkpoint.is_dir()
+    assert_same_training(run(after, *options, f"--resume={checkpoint}"), whole, steps=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_checkpoint_of_one_rank_resumes_on_sharded_ranks(run, stage):
+    options = (f"--stage={stage}", "--steps=4", "--beta=0.04")
+    whole = run(1, *options)
+    (checkpoint,) = whole.glob("step=2*.ckpt")
+    assert_same_training(run(2, *options, "--strategy=fsdp2", f"--resume={checkpoint}"), whole, steps=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_accumulated_batches_exchange_gradients_once(run, strategy):
+    options = ("--stage=sft", "--steps=2", "--accumulate=2")
+    assert_same_training(run(2, *options, f"--strategy={strategy}"), run(1, *options), steps=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_shards_in_the_memory_of_the_host_train_alike(run, stage):
+    options = (f"--stage={stage}", "--steps=4", "--beta=0.04")
+    assert_same_training(run(2, *options, "--strategy=fsdp2_offload"), run(1, *options), steps=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_half_precision(run, stage, precision, ranks):
+    options = (f"--stage={stage}", "--steps=4", "--beta=0.04")
+    strategy = "--strategy=fsdp2" if ranks == 2 else "--strategy=auto"
+    folder = run(ranks, *options, f"--precision={precision}", strategy)
+    logged, expected = scalars(folder), scalars(run(1, *options))
+    if stage == "sft":
+        for tag in ("train/loss", "train/grad_norm"):
+            assert logged[tag] == pytest.approx(expected[tag], rel=0.05), tag
+    else:
+        # Other roundings sample other tokens; sampler and trainer still agree about them.
+        assert max(logged["train/logprob_difference/mean"]) < 0.02
+        assert min(logged["train/grad_norm"]) > 0
+    weights = torch.load(next(folder.glob("step=4*.ckpt")), weights_only=False)["state_dict"]
+    kept = torch.float32 if precision == "bf16-mixed" else torch.bfloat16
+    assert {value.dtype for value in weights.values() if value.is_floating_point()} == {kept}
+
+
+@pytest.fixture(scope="module")
+def parted_data(mixed_data):
+    """In file order, one rank of two gets records without media, the other videos."""
+    records = [json.loads(line) for line in mixed_data.read_text().splitlines()]
+    text = [record for record in records if record["data_type"] == "text"]
+    video = [record for record in records if record["data_type"] == "video"]
+    rows = [record for pair in zip(text, video, strict=False) for record in pair]
+    path = mixed_data.with_name("parted.jsonl")
+    copies = [{**row, "problem_id": f"{copy}-{row['problem_id']}"} for copy in range(4) for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in copies))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--stage=sft",),
+        ("--beta=0.04",),
+        ("--stage=sft", "--freeze", "vision_tower", "merger"),
+        ("--beta=0.04", "--freeze", "vision_tower", "merger"),
+    ],
+    ids=["sft", "grpo", "sft-frozen-tower", "grpo-frozen-tower"],
+)
+def test_ranks_with_and_without_media_train_together(run, parted_data, options, strategy):
+    folder = run(2, *options, "--steps=20", "--in_file_order", f"--strategy={strategy}", data=parted_data)
+    assert len(scalars(folder)["train/loss"]) == 20

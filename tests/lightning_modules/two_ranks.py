@@ -1,22 +1,85 @@
-"""Started by torchrun: the module runs of the tests on as many gloo processes as it was given."""
+"""Module runs of the tests, in one process or, started by torchrun, on as many gloo processes as it was given."""
 
+import argparse
 import os
 import sys
 from pathlib import Path
 
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from tests.lightning_modules.module_runs import data_module, grpo_module, trainer
+from lightning_modules.callbacks import HFExport
+from lightning_modules.functional.policy_losses import LossSettings
+from lightning_modules.strategies import FSDP2Strategy
+from tests.lightning_modules.module_runs import data_module, grpo_module, sft_module, trainer
 
 
-def main(model: str, data: str, output: str, loss: str) -> None:
-    torch.set_num_threads(1)
-    ranks = int(os.environ["WORLD_SIZE"])
-    module = grpo_module(Path(model), loss=loss, micro_batch_groups=1, advantage_scale="batch")
-    loader = data_module(Path(model), Path(data), train_format="prompts", batch_size=4 // ranks)
-    strategy = "ddp" if ranks > 1 else "auto"
-    trainer(Path(output), devices=ranks, strategy=strategy, max_steps=3, limit_val_batches=1.0).fit(module, loader)
+def parse(arguments):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--stage", default="grpo", choices=("sft", "grpo"))
+    parser.add_argument(
+        "--strategy", default="auto", choices=("auto", "ddp", "fsdp2", "fsdp2_folders", "fsdp2_offload")
+    )
+    parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--loss", default="grpo")
+    parser.add_argument("--beta", type=float, default=0.0)
+    parser.add_argument("--freeze", nargs="*", default=[])
+    parser.add_argument("--resume", help="checkpoint")
+    parser.add_argument("--in_file_order", action="store_true")
+    return parser.parse_args(list(map(str, arguments)))
+
+
+def strategy_of(name):
+    if not name.startswith("fsdp2"):
+        return name
+    return FSDP2Strategy(save_distributed_checkpoint=name.endswith("folders"), cpu_offload=name.endswith("offload"))
+
+
+def module_of(given):
+    if given.stage == "sft":
+        return sft_module(given.model, freeze=given.freeze)
+    settings = LossSettings(beta=given.beta)
+    options = {"loss": given.loss, "loss_settings": settings, "freeze": given.freeze}
+    return grpo_module(given.model, micro_batch_groups=1, advantage_scale="batch", **options)
+
+
+def run(given):
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    sft = given.stage == "sft"
+    data = data_module(
+        given.model,
+        given.data,
+        train_format="sft" if sft else "prompts",
+        batch_size=4 // ranks // given.accumulate,
+        shuffle=not given.in_file_order,
+    )
+    callbacks = [
+        ModelCheckpoint(given.output, filename="{step}", every_n_train_steps=2, save_top_k=-1),
+        HFExport(str(given.output / "model")),
+    ]
+    fitting = trainer(
+        given.output,
+        devices=ranks,
+        strategy=strategy_of(given.strategy),
+        precision=given.precision,
+        max_steps=given.steps,
+        limit_val_batches=1.0,
+        callbacks=callbacks,
+        gradient_clip_val=1.0 if sft else None,
+        accumulate_grad_batches=given.accumulate,
+    )
+    module = module_of(given)
+    fitting.fit(module, data, ckpt_path=given.resume)
+    optimizer = fitting.optimizers[0]
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert all(parameter in optimizer.state for parameter in trained), "a parameter never had a gradient"
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    torch.set_num_threads(1)
+    run(parse(sys.argv[1:]))
