@@ -7,6 +7,7 @@ trainer.yaml`. The others stand in lightning_modules/commands/. This is the only
 from __future__ import annotations
 
 import logging
+import json
 import os
 import sys
 import warnings
@@ -49,6 +50,8 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     from datamodules.video_datamodule import VideoDataModule
+    from lightning_modules import benchmark_replay
+    from lightning_modules.benchmark_module import BenchmarkModule
     from lightning_modules.policy.loading import supported_model_type
     from lightning_modules.policy_module import PolicyModule
 
@@ -77,6 +80,9 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
             if run:
                 super().instantiate_classes()
                 supported_model_type(self.model.model_name_or_path)  # said before any data file is read
+                if isinstance(self.model, BenchmarkModule):
+                    settings = self._parser(self.subcommand).dump(self.config[self.subcommand], format="json")
+                    self.model.run_config = benchmark_replay.run_config(json.loads(settings))
 
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
@@ -110,7 +116,9 @@ def _check_checkpoint(path: str | None) -> None:
 
 def lightning_command(arguments: Sequence[str]) -> None:
     """Run fit, validate, test or predict; `arguments` begin with that name."""
-    lightning_cli(arguments)
+    from lightning_modules.benchmark_replay import with_manifest
+
+    lightning_cli(with_manifest(arguments))
 
 
 def parse_run(arguments: Sequence[str]) -> LightningCLI:

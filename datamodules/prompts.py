@@ -72,6 +72,10 @@ class PromptTemplate:
         self.target_separator = target_separator
         _check_types(self.type_sentences)
 
+    def settings(self) -> dict[str, Any]:
+        """The arguments that make this template, as plain JSON."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
     def question_text(self, record: VideoRecord) -> str:
         """The question with its options, without instruction and sentence.
 

@@ -83,12 +83,20 @@ class RecordFile(Sequence[VideoRecord]):
         return len(self._places)
 
     def __getitem__(self, index: int) -> VideoRecord:
-        """Read record `index` from the file.
+        """Read record `index` from the file; errors as `raw`."""
+        index = _checked_index(index, len(self))
+        line = int(self._places[index, 0])
+        record = parse_record(self.raw(index), file=self.path, line=line, require_process=self.require_process)
+        assert isinstance(record, VideoRecord), f"valid at opening, invalid now: {record}"
+        return record
+
+    def raw(self, index: int) -> bytes:
+        """JSON of record `index` as it stands in the file.
 
         Raises:
             ValueError: the file was changed after it was opened.
         """
-        line, offset, size = (int(number) for number in self._places[_checked_index(index, len(self))])
+        _, offset, size = (int(number) for number in self._places[_checked_index(index, len(self))])
         # One open per record costs microseconds and leaves no handle that a fork would share.
         with self.path.open("rb") as stream:
             if _stamp(os.fstat(stream.fileno())) != self._stamp:
@@ -97,10 +105,7 @@ class RecordFile(Sequence[VideoRecord]):
                     "Start again with the changed file, or train on a copy that nobody edits."
                 )
             stream.seek(offset)
-            raw = stream.read(size)
-        record = parse_record(raw, file=self.path, line=line, require_process=self.require_process)
-        assert isinstance(record, VideoRecord), f"valid at opening, invalid now: {record}"
-        return record
+            return stream.read(size)
 
     def problem_ids(self) -> Iterator[str]:
         """The ids in file order; reads the file."""

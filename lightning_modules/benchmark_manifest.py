@@ -1,0 +1,154 @@
+"""What a benchmark score depends on, written down beside it: model, data, settings, versions.
+
+The identity of a run is the content of the model's files and of the data files, the list of media with their sizes, and
+every setting that reaches the model or the scores. Two runs of one identity differ by rounding at most. Paths, devices
+and the number of ranks are recorded, but are no part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from datamodules.benchmark_datamodule import BenchmarkDataModule
+
+VERSION = 1
+"""Of the manifest's form."""
+MODEL_SUFFIXES = frozenset({".safetensors", ".bin", ".json", ".txt", ".jinja", ".model"})
+"""Files of a model folder that loading it may read: weights, configs, tokenizer, chat template."""
+PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "lightning", "peft", "bitsandbytes", "av", "numpy")
+HASH_THREADS = 4
+
+Manifest = dict[str, Any]
+
+
+def model_files(name_or_path: str) -> dict[str, str]:
+    """File name -> SHA-256 of its whole content, for every file that loading the model may read.
+
+    Args:
+        name_or_path: a folder, or a Hugging Face name whose files are in the local cache.
+    """
+    from transformers.utils import cached_file
+
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        folder = Path(cached_file(name_or_path, "config.json")).parent
+    return _hashes({path.name: path for path in folder.iterdir() if path.suffix in MODEL_SUFFIXES and path.is_file()})
+
+
+def data_identity(data: BenchmarkDataModule) -> dict[str, Any]:
+    """Benchmark -> SHA-256 of its data file, number of questions, and the media as a list of paths and sizes.
+
+    Hashing the content of all videos would take longer than reading their frames; another encoding has another size.
+    """
+    items: dict[str, int] = dict.fromkeys(data.benchmarks, 0)
+    media: dict[str, set[str]] = {name: set() for name in data.benchmarks}
+    for key, record in data.items():
+        items[key.benchmark] += 1
+        if record.path is not None:
+            media[key.benchmark].add(record.path)
+    return {
+        name: {
+            "sha256": _sha256(Path(data.paths[name])),
+            "items": items[name],
+            "media": _media_identity(Path(data.data_root), sorted(media[name])),
+        }
+        for name in data.benchmarks
+    }
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that take part in an answer."""
+    installed = {distribution.metadata["Name"].lower() for distribution in metadata.distributions()}
+    return {"python": platform.python_version()} | {
+        name: metadata.version(name) for name in PACKAGES if name in installed
+    }
+
+
+def identity_hash(manifest: Manifest) -> str:
+    """SHA-256 of the identity: equal for runs that must give equal scores."""
+    return hashlib.sha256(json.dumps(manifest["identity"], sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """The manifest of an earlier run.
+
+    Raises:
+        ValueError: no such file, or one that is no manifest of this version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file (looked from {Path.cwd()}). Give the manifest.json of a run folder.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}. Give the manifest.json of a run folder.") from error
+    if not isinstance(manifest, dict) or manifest.get("version") != VERSION or "identity" not in manifest:
+        raise ValueError(f"{path} is no manifest of version {VERSION}. Give the manifest.json of a run folder.")
+    return manifest
+
+
+def differences(expected: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """One line `place: expected ..., given ...` for every leaf in which two nested mappings differ."""
+    before, after = dict(_leaves(expected)), dict(_leaves(given))
+    absent = "nothing"
+    return [
+        f"{'.'.join(place)}: {_shown(before.get(place, absent))} then, {_shown(after.get(place, absent))} now"
+        for place in sorted(before.keys() | after.keys())
+        if before.get(place, absent) != after.get(place, absent)
+    ]
+
+
+def without_media(manifest: Manifest) -> Manifest:
+    """The manifest without what is known about the media, which may have been mended since."""
+    data = {name: {**facts, "media": None} for name, facts in manifest["identity"]["data"].items()}
+    return {**manifest, "identity": {**manifest["identity"], "data": data}}
+
+
+def refuse_differences(expected: Manifest, given: Manifest, *, title: str, remedy: str) -> None:
+    """Compare the identities of an earlier and of this run.
+
+    Raises:
+        ValueError: they differ in model, data or settings; the message lists where.
+    """
+    found = differences(expected["identity"], given["identity"])
+    if found:
+        lines = "\n  ".join(found[:20]) + (f"\n  and {len(found) - 20} more" if len(found) > 20 else "")
+        raise ValueError(f"{title}\n  {lines}\n{remedy}")
+
+
+def _leaves(tree: Any, place: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    if isinstance(tree, Mapping) and tree:
+        return [leaf for name, value in tree.items() for leaf in _leaves(value, (*place, str(name)))]
+    return [(place, tree)]
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) and len(value) == 64 else json.dumps(value, ensure_ascii=False)
+    return f"{text[:12]}…" if len(text) == 64 else text[:80]
+
+
+def _media_identity(root: Path, paths: Sequence[str]) -> dict[str, Any]:
+    digest, missing = hashlib.sha256(), 0
+    for path in paths:
+        file = root / path
+        size = file.stat().st_size if file.is_file() else None
+        missing += size is None
+        digest.update(f"{path}\0{size}\n".encode())
+    return {"files": len(paths), "missing": missing, "sha256_of_paths_and_sizes": digest.hexdigest()}
+
+
+def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
+    with ThreadPoolExecutor(HASH_THREADS) as pool:  # hashing releases the interpreter
+        return dict(zip(sorted(files), pool.map(_sha256, (files[name] for name in sorted(files))), strict=True))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
