@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,6 +16,8 @@ class PhaseTimer:
     """
 
     def __init__(self) -> None:
+        self.listener: Callable[[str], None] | None = None
+        """Told the name of every phase that begins, and "between phases" when one ends."""
         self._seconds: dict[str, float] = {}
         self._step_started = 0.0
         self._last_step_ended: float | None = None
@@ -31,8 +33,10 @@ class PhaseTimer:
     def phase(self, name: str) -> Iterator[None]:
         """Charge the block to `name`."""
         started = time.perf_counter()
+        self._tell(name)
         yield
         _wait_for_device()
+        self._tell("between phases")
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
 
     def end_step(self, rest: str) -> dict[str, float]:
@@ -47,6 +51,10 @@ class PhaseTimer:
     def pause(self) -> None:
         """Do not charge what comes next (a validation) to "data"."""
         self._last_step_ended = None
+
+    def _tell(self, name: str) -> None:
+        if self.listener is not None:
+            self.listener(name)
 
 
 def _wait_for_device() -> None:

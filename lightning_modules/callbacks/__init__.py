@@ -4,5 +4,6 @@ from lightning_modules.callbacks.hf_export import HFExport
 from lightning_modules.callbacks.prediction_writer import PredictionWriter
 from lightning_modules.callbacks.rollout_pictures import RolloutPictures
 from lightning_modules.callbacks.rollout_store import RolloutStore
+from lightning_modules.callbacks.watchdog import Watchdog
 
-__all__ = ["HFExport", "PredictionWriter", "RolloutPictures", "RolloutStore"]
+__all__ = ["HFExport", "PredictionWriter", "RolloutPictures", "RolloutStore", "Watchdog"]
