@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,12 @@ def options(*files):
 def dropped(given: Any, parsed: Any, place: str = "") -> list[str]:
     """Places of a YAML file whose value is not in the parsed configuration."""
     if isinstance(given, dict):
+        found = {key: parsed[key.removesuffix("+")] for key in given if key.removesuffix("+") in parsed}
+        found |= {key: found[key][-len(given[key]) :] for key in found if key.endswith("+")}  # added to a list's end
         return [
             lost
             for key, value in given.items()
-            for lost in (dropped(value, parsed[key], f"{place}.{key}") if key in parsed else [f"{place}.{key}"])
+            for lost in (dropped(value, found[key], f"{place}.{key}") if key in found else [f"{place}.{key}"])
         ]
     if isinstance(given, list):
         pairs = zip(given, parsed, strict=True)
@@ -45,17 +49,45 @@ def dropped(given: Any, parsed: Any, place: str = "") -> list[str]:
     return [] if given == parsed else [f"{place}: {given!r} became {parsed!r}"]
 
 
+@cache
+def parsed(*files):
+    return cli.lightning_cli(options(*files), run=False).config.as_dict()
+
+
 @pytest.mark.parametrize("path", FILES, ids=config_id)
 def test_every_file_parses_and_loses_nothing(path):
     given = yaml.safe_load(path.read_text())
     files = [path, CPU] if "model" in given else [WHOLE_RUN, CPU, path]
-    parsed = cli.lightning_cli(options(*files), run=False).config.as_dict()
     later = yaml.safe_load(CPU.read_text())["trainer"] if "model" in given else {}
     given.get("trainer", {}).update(later)
-    assert dropped(given, parsed) == []
+    assert dropped(given, parsed(*files)) == []
+
+
+RUNS = [path for path in FILES if path.parent.name in ("sft", "grpo")]
+TRAINERS = [path for path in FILES if path.parent.name == "trainer"]
+
+
+@pytest.mark.parametrize("trainer", TRAINERS, ids=config_id)
+@pytest.mark.parametrize("run", RUNS, ids=config_id)
+def test_every_run_stacks_with_every_trainer(run, trainer):
+    alone, stacked = parsed(run), deepcopy(parsed(run, trainer))
+    assert stacked["model"] == alone["model"]
+    assert stacked["data"] == alone["data"]
+    own, ours = (yaml.safe_load(path.read_text())["trainer"] for path in (run, trainer))
+    assert dropped(ours, stacked["trainer"]) == []
+    count = len(own.get("callbacks", []))
+    stacked["trainer"]["callbacks"] = stacked["trainer"]["callbacks"][:count]  # what the trainer adds comes after
+    assert dropped({key: value for key, value in own.items() if key not in ours}, stacked["trainer"]) == []
+
+
+def test_a_watchdog_speaks_before_its_process_group_gives_up():
+    shown = yaml.safe_load((CONFIGS / "trainer" / "fsdp_multinode.yaml").read_text())["trainer"]
+    (watchdog,) = [entry for entry in shown["callbacks+"] if entry["class_path"].endswith("Watchdog")]
+    assert watchdog["init_args"]["seconds"] < shown["strategy"]["init_args"]["timeout_seconds"]
 
 
 def test_files_are_found():
+    assert {"cpu", "1gpu", "ddp", "fsdp", "fsdp_multinode"} <= {path.stem for path in TRAINERS}
     assert {"demo", "sft", "grpo", "trainer", "debug"} <= {path.parent.name for path in FILES}
 
 
