@@ -6,8 +6,8 @@ trainer.yaml`. The others stand in lightning_modules/commands/. This is the only
 
 from __future__ import annotations
 
-import logging
 import json
+import logging
 import os
 import sys
 import warnings

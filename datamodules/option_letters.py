@@ -8,7 +8,7 @@ from string import ascii_uppercase
 from datamodules.types import VideoRecord
 
 _LABEL = re.compile(r"\s*\(?([A-Z])[.):]")
-_LABELLED_LINE = re.compile(r"^\s*\(?([A-Z])[.):](?=\s)", re.MULTILINE)
+_LABELLED_LINE = re.compile(r"^\s*(?:(?:Option|Caption|Sentence) )?\(?([A-Z])[.):](?=\s)", re.MULTILINE)
 
 
 def option_letters(record: VideoRecord) -> tuple[str, ...]:
