@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -31,7 +32,11 @@ WEIGHTS_PREFIX = "policy.model."
 
 
 def write_pretrained(
-    policy: Policy, path: Path, state_dict: Mapping[str, Tensor] | None = None, adapters: Adapters = "merge"
+    policy: Policy,
+    path: Path,
+    state_dict: Mapping[str, Tensor] | None = None,
+    adapters: Adapters = "merge",
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write a folder that `AutoModelForImageTextToText.from_pretrained` and `AutoProcessor.from_pretrained` read.
 
@@ -41,24 +46,29 @@ def write_pretrained(
         state_dict: whole weights by the names of `policy.model.state_dict()`, where the model's own are shards.
         adapters: "merge" adds them to the weights, those of a 4-bit base to the weights it was made from; "keep"
             writes them alone, with the name of their base.
+        dtype: of the written weights; None leaves that of the policy's.
     """
     model, config = policy.model, adapter_config(policy.model)
     weights = dict(model.state_dict() if state_dict is None else state_dict)
     for name in model.all_tied_weights_keys:  # gathered shards no longer show that they are one tensor
         weights.pop(name, None)
-    if config is None:
-        model.save_pretrained(path, state_dict=weights)
-    elif adapters == "keep":
-        _write_adapters(model, config, path, weights)
+    if config is not None and adapters == "keep":
+        _write_adapters(model, config, path, weights, dtype)
     else:
         if getattr(model, "hf_quantizer", None) is not None:
             base = load_weights(model.config.name_or_path, dtype=model.dtype).state_dict()
             weights = base | {name: value for name, value in weights.items() if is_adapter(name)}
-        _plain(model).save_pretrained(path, state_dict=merged(weights, config.lora_alpha / config.r))
+        if config is not None:
+            weights = merged(weights, config.lora_alpha / config.r, dtype)
+        if dtype is not None:
+            weights = {name: value.to(dtype) for name, value in weights.items()}
+        _plain(model, dtype or model.dtype).save_pretrained(path, state_dict=weights)
     policy.processor.save_pretrained(path)
+    for file in path.glob("*.safetensors"):  # safetensors lets nobody but the owner read what it writes
+        file.chmod((path / "generation_config.json").stat().st_mode)
 
 
-def _plain(model: PreTrainedModel) -> PreTrainedModel:
+def _plain(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The model without adapters, quantisation and memory: it names the weights that are saved with it."""
     from transformers import AutoModelForImageTextToText
 
@@ -66,18 +76,20 @@ def _plain(model: PreTrainedModel) -> PreTrainedModel:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        plain = AutoModelForImageTextToText.from_config(config, dtype=model.dtype)
+        plain = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     plain.generation_config = model.generation_config
     return plain
 
 
-def _write_adapters(model: PreTrainedModel, config: LoraConfig, path: Path, weights: Mapping[str, Tensor]) -> None:
+def _write_adapters(
+    model: PreTrainedModel, config: LoraConfig, path: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None
+) -> None:
     """peft's own format."""
     from safetensors.torch import save_file
 
     path.mkdir(parents=True, exist_ok=True)
     named = {
-        f"base_model.model.{name.replace(f'.{ADAPTER_NAME}.', '.')}": value.detach().cpu().contiguous()
+        f"base_model.model.{name.replace(f'.{ADAPTER_NAME}.', '.')}": value.detach().to("cpu", dtype).contiguous()
         for name, value in weights.items()
         if is_adapter(name)
     }
@@ -104,14 +116,9 @@ def read_checkpoint(path: Path) -> TrainedWeights:
     """Weights of a checkpoint file, or of a folder of shards written by any number of ranks.
 
     Raises:
-        ValueError: there is no checkpoint, or it holds no policy.
+        ValueError: it is no checkpoint, or it holds no policy.
     """
-    if path.is_dir():
-        checkpoint = _read_shards(path)
-    elif path.is_file():
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    else:
-        raise ValueError(f"--ckpt_path is {str(path)!r}, which does not exist (looked from {Path.cwd()}).")
+    checkpoint = _read_shards(path) if path.is_dir() else _read_file(path)
     weights = {
         name.removeprefix(WEIGHTS_PREFIX): value
         for name, value in checkpoint.get("state_dict", {}).items()
@@ -123,6 +130,16 @@ def read_checkpoint(path: Path) -> TrainedWeights:
             "Give a checkpoint that `fit` of this project wrote."
         )
     return TrainedWeights(weights=weights, step=checkpoint["global_step"])
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, UnpicklingError) as error:
+        raise ValueError(
+            f"--ckpt_path is {str(path)!r}, which cannot be read as a checkpoint: it is damaged or something else. "
+            f"Give a file that `fit` wrote (its name ends in .ckpt). torch.load says: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _read_shards(folder: Path) -> dict[str, Any]:
@@ -179,11 +196,16 @@ def saved_config(folder: Path) -> str:
     return json.dumps({part: saved[part] for part in ("seed_everything", "model", "data", "trainer")})
 
 
-def check_output(output: Path) -> None:
+def check_paths(checkpoint: Path, output: Path) -> None:
     """
     Raises:
-        ValueError: `output` holds something else than an export.
+        ValueError: there is no checkpoint, or `output` holds something else than an export.
     """
+    if not checkpoint.exists():
+        raise ValueError(
+            f"--ckpt_path is {str(checkpoint)!r}, which does not exist (looked from {Path.cwd()}). Give a checkpoint "
+            "that `fit` wrote; they lie in the folder `checkpoints` of a run."
+        )
     if output.exists() and not replaceable(output):
         raise ValueError(
             f"--output is {str(output)!r}, which is not a model folder (it holds none of {', '.join(EXPORT_MARKS)}). "
@@ -192,13 +214,16 @@ def check_output(output: Path) -> None:
 
 
 def publish(output: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder that takes the place of `output` when it is complete."""
+    """Let `write` fill a folder that takes the place of `output` when it is complete; an interruption leaves none."""
     partial = output.with_name(f".{output.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    write(partial)
-    swap(partial, output)
+    try:
+        write(partial)
+        swap(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already where it took its place
 
 
 def replaceable(folder: Path) -> bool:

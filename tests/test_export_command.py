@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 import cli
+from lightning_modules.export import publish
 from lightning_modules.policy.loading import load_policy
+from tests.lightning_modules.test_two_ranks import launch
 from tests.test_configs import CONFIGS, CPU, at_hand, options  # noqa: F401 - a fixture
 
 IDS = torch.arange(20, 60).view(2, 20)
@@ -59,23 +62,70 @@ def test_a_lora_run_exports_with_nothing_but_its_checkpoint(at_hand, tiny_folder
 
 def test_a_full_run_exports_the_trained_weights(at_hand, tmp_path, capsys):  # noqa: F811
     module, checkpoint = trained(at_hand, FULL_RUN, "--trainer.accumulate_grad_batches=1", only_checkpoints(2))
-    command = ["export", "--ckpt_path", checkpoint, "--output", str(tmp_path / "out")]
+    out = tmp_path / "out"
+    command = ["export", "--ckpt_path", checkpoint, "--output", str(out)]
     assert cli.main(command) == 0
     assert cli.main(command) == 0, "an earlier export is replaced"
-    assert torch.equal(
-        logits(AutoModelForImageTextToText.from_pretrained(tmp_path / "out")), logits(module.policy.model)
-    )
-    assert cli.main([*command, "-c", str(LORA_RUN)]) == 2
-    capsys.readouterr()
+    assert torch.equal(logits(AutoModelForImageTextToText.from_pretrained(out)), logits(module.policy.model))
+    assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
+    assert cli.main([*command, "--dtype=bfloat16"]) == 0
+    half = AutoModelForImageTextToText.from_pretrained(out)
+    assert torch.equal(half.lm_head.weight, module.policy.model.lm_head.weight.bfloat16())
+    other = tmp_path / "other.yaml"
+    other.write_text(f"model: {{init_args: {{model_name_or_path: {module.model_name_or_path}}}}}")
+    for given, message in (
+        (options(LORA_RUN, other), "checkpoint and the run's config do not belong together"),
+        (["--adapters=keep"], "trained whole weights"),
+    ):
+        capsys.readouterr()
+        assert cli.main([*command, *given]) == 2
+        assert message in capsys.readouterr().err
+    assert torch.equal(AutoModelForImageTextToText.from_pretrained(out).lm_head.weight, half.lm_head.weight)
+
+
+@pytest.mark.slow
+def test_shards_of_two_ranks_export_what_their_run_exported(tiny_folder, mixed_data, tmp_path, capsys):
+    given = [tiny_folder, mixed_data, tmp_path, "--steps=2", "--stage=sft", "--strategy=fsdp2_folders"]
+    launch(2, *given)
+    (checkpoint,) = tmp_path.glob("*.ckpt")
+    assert checkpoint.is_dir()
+    run = tmp_path / "run.yaml"
+    run.write_text(f"model: {{init_args: {{model_name_or_path: {tiny_folder}}}}}")
+    command = ["export", "--ckpt_path", str(checkpoint), "--output", str(tmp_path / "out")]
+    assert cli.main([*command, *options(FULL_RUN, run)]) == 0
+    exported, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "model"))
+    assert exported.keys() == expected.keys()
+    assert all(torch.equal(exported[name], value) for name, value in expected.items())
+    assert "2 optimizer steps" in (tmp_path / "out" / "README.md").read_text()
+    assert cli.main(["export", "--ckpt_path", str(tmp_path), "--output", str(tmp_path / "o"), *options(FULL_RUN)]) == 2
+    assert "a distributed checkpoint has a file meta.pt" in capsys.readouterr().err
 
 
 def test_mistakes_are_named(tmp_path, capsys):
-    absent = ["export", "--ckpt_path", str(tmp_path / "none.ckpt"), "--output"]
-    assert cli.main([*absent, str(tmp_path / "out")]) == 2
-    assert "no config.yaml" in capsys.readouterr().err
-    files = ["-c", str(FULL_RUN)]
-    assert cli.main([*absent, str(tmp_path / "out"), *files]) == 2
-    assert "does not exist" in capsys.readouterr().err
-    (tmp_path / "thesis.tex").touch()
-    assert cli.main([*absent, str(tmp_path), *files]) == 2
-    assert "not a model folder" in capsys.readouterr().err
+    def refused(checkpoint, output, *more):
+        given = ["export", "--ckpt_path", str(tmp_path / checkpoint), "--output", str(tmp_path / output), *more]
+        assert cli.main(given) == 2
+        return capsys.readouterr().err
+
+    assert "none.ckpt', which does not exist" in refused("none.ckpt", "out")
+    (tmp_path / "thesis.ckpt").write_text("Once upon a time")
+    assert "cannot be read as a checkpoint" in refused("thesis.ckpt", "out", "-c", str(FULL_RUN))
+    torch.save({"state_dict": {}, "global_step": 1}, tmp_path / "empty.ckpt")
+    assert "holds no weights of a policy" in refused("empty.ckpt", "out", "-c", str(FULL_RUN))
+    torch.save({"state_dict": {"policy.model.x": torch.ones(1)}, "global_step": 1}, tmp_path / "lone.ckpt")
+    assert "no config.yaml" in refused("lone.ckpt", "out")
+    assert "not a model folder" in refused("lone.ckpt", ".", "-c", str(FULL_RUN))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_export_leaves_the_former_one(tmp_path):
+    publish(tmp_path / "out", lambda folder: (folder / "config.json").write_text("former"))
+
+    def interrupted(folder):
+        (folder / "config.json").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        publish(tmp_path / "out", interrupted)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "config.json").read_text() == "former"

@@ -55,8 +55,7 @@ class HFExport(Callback):
         if trainer.fast_dev_run:
             rank_zero_info("HFExport exports nothing in a fast_dev_run.")
             return
-        folder = self._folder(trainer)
-        partial = folder.with_name(f".{folder.name}.partial")
+        folder, partial = self._folder(trainer), self._partial(trainer)
         if trainer.is_global_zero:
             if partial.exists():
                 shutil.rmtree(partial)
@@ -72,7 +71,13 @@ class HFExport(Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not self._exported:
+            if trainer.is_global_zero and self._partial(trainer).exists():
+                shutil.rmtree(self._partial(trainer))
             rank_zero_info("HFExport: the fit did not finish, so no model was exported.")
 
     def _folder(self, trainer: pl.Trainer) -> Path:
         return Path(self.output if self.output is not None else Path(trainer.default_root_dir) / "model").resolve()
+
+    def _partial(self, trainer: pl.Trainer) -> Path:
+        folder = self._folder(trainer)
+        return folder.with_name(f".{folder.name}.partial")

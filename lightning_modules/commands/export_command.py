@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lightning_modules.commands.run_config import ParseRun, RunConfig
+
+if TYPE_CHECKING:
+    from lightning_modules.model_card import RunFacts
+    from lightning_modules.policy_module import PolicyModule
 
 
 def export(
@@ -15,6 +19,7 @@ def export(
     ckpt_path: str,
     output: str,
     adapters: Literal["merge", "keep"] = "merge",
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
 ) -> None:
     """Make a Hugging Face folder of a checkpoint: weights, processor, generation settings, model card.
 
@@ -23,45 +28,61 @@ def export(
         config: YAML files of the run; None takes the config.yaml that the run left beside its checkpoints.
         ckpt_path: checkpoint file, or folder of a distributed checkpoint.
         output: folder to write; an earlier export in it is replaced.
-        adapters: of a LoRA run: "merge" adds them to the weights, "keep" writes them alone, for peft and vLLM.
+        adapters: of a LoRA run: "merge" adds them to the weights, "keep" writes them alone, to be put on their base.
+        dtype: of the written weights; null leaves that of the training (float32 in most runs; bfloat16 takes half).
     """
+    import torch
+
     from lightning_modules import export as exporting
-    from lightning_modules.model_card import RunFacts, last_metrics, model_card
+    from lightning_modules.model_card import model_card
 
     checkpoint, folder = Path(ckpt_path), Path(output).resolve()
-    run_folder = exporting.run_folder(checkpoint)
-    if config is None:
-        if run_folder is None:
-            raise ValueError(
-                f"There is no config.yaml beside {ckpt_path!r} or in the folders above it; give the YAML files of the "
-                "run, each with -c (--config)."
-            )
-        config = [exporting.saved_config(run_folder)]
-    exporting.check_output(folder)
+    exporting.check_paths(checkpoint, folder)
     trained = exporting.read_checkpoint(checkpoint)
-    run = RunConfig(parse, config)
+    run = RunConfig(parse, config or [_saved_config(checkpoint)])
     module = run.build("model")
+    if module.lora is None and adapters == "keep":
+        raise ValueError("--adapters is 'keep', but the run trained whole weights (model.lora is null). Leave it out.")
     module.quantisation = None  # adapters of a 4-bit base are merged into the weights it was made from
     policy = module.load_policy()
     exporting.load_trained(policy, trained)
-    settings = run.settings["data"].init_args
-    facts = RunFacts(
-        base_model=module.model_name_or_path,
-        module=type(module).__name__,
-        checkpoint=str(checkpoint),
-        step=trained.step,
-        data_files={name: settings.get(f"{name}_files") or [] for name in ("train", "val")},
-        metrics=last_metrics(run_folder, trained.step) if run_folder else {},
-        config=run.dump(),
-        adapters_only=module.lora is not None and adapters == "keep",
-    )
+    facts = _facts(run, module, checkpoint, trained.step, adapters_only=adapters == "keep")
 
     def write(path: Path) -> None:
-        exporting.write_pretrained(policy, path, adapters=adapters)
+        exporting.write_pretrained(policy, path, adapters=adapters, dtype=dtype and getattr(torch, dtype))
         (path / "README.md").write_text(model_card(facts), encoding="utf-8")
 
     exporting.publish(folder, write)
-    print(f"{policy.model.num_parameters():,} parameters of step {trained.step} written to {folder}")
+    print(f"Step {trained.step} of {checkpoint} written to {folder}")
+
+
+def _saved_config(checkpoint: Path) -> str:
+    from lightning_modules.export import run_folder, saved_config
+
+    folder = run_folder(checkpoint)
+    if folder is None:
+        raise ValueError(
+            f"There is no config.yaml beside {str(checkpoint)!r} or in the folder above it; give the YAML files of the "
+            "run, each with -c (--config)."
+        )
+    return saved_config(folder)
+
+
+def _facts(run: RunConfig, module: PolicyModule, checkpoint: Path, step: int, *, adapters_only: bool) -> RunFacts:
+    from lightning_modules.export import run_folder
+    from lightning_modules.model_card import RunFacts, last_metrics
+
+    data, folder = run.settings["data"].init_args, run_folder(checkpoint)
+    return RunFacts(
+        base_model=module.model_name_or_path,
+        module=type(module).__name__,
+        checkpoint=str(checkpoint),
+        step=step,
+        data_files={name: data.get(f"{name}_files") or [] for name in ("train", "val")},
+        metrics={} if folder is None else last_metrics(folder, step),
+        config=run.dump(),
+        adapters_only=adapters_only,
+    )
 
 
 def export_command(arguments: Sequence[str], *, parse: ParseRun) -> None:

@@ -125,12 +125,13 @@ def disabled_adapters(model: nn.Module) -> Iterator[None]:
             layer._disable_adapters = disabled
 
 
-def merged(weights: Mapping[str, Tensor], scaling: float) -> dict[str, Tensor]:
+def merged(weights: Mapping[str, Tensor], scaling: float, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Weights of the model without adapters: W + scaling * B A, summed in float32, under the names W had before.
 
     Args:
         weights: state dict of the model with its adapters, W [O, I] of a layer under `<layer>.base_layer.weight`.
         scaling: alpha / r.
+        dtype: of the sums; None rounds each to what W was.
     """
     result = {BASE_PREFIX.sub(".", name): value for name, value in weights.items() if not is_adapter(name)}
     for name in [name for name in weights if name.endswith(f".lora_A.{ADAPTER_NAME}.weight")]:
@@ -138,7 +139,7 @@ def merged(weights: Mapping[str, Tensor], scaling: float) -> dict[str, Tensor]:
         base, down, up = result[f"{layer}.weight"], weights[name], weights[name.replace(".lora_A.", ".lora_B.")]
         wide = torch.promote_types(base.dtype, torch.float32)
         delta = scaling * (up.to(wide) @ down.to(wide))
-        result[f"{layer}.weight"] = (base.to(wide) + delta.to(base.device)).to(base.dtype)
+        result[f"{layer}.weight"] = (base.to(wide) + delta.to(base.device)).to(dtype or base.dtype)
     return result
 
 
