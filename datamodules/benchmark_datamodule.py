@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.benchmarks import BENCHMARKS, Benchmark
@@ -121,6 +122,7 @@ class BenchmarkDataModule(VideoDataModule):
         self._finished: frozenset[ItemKey] = frozenset()
 
     def setup(self, stage: str) -> None:
+        stage = TrainerFn(stage).value
         if stage not in ("validate", "test"):
             raise ValueError(f"A BenchmarkDataModule is for validate and test, not for {stage}.")
         super().setup(stage)

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
@@ -71,7 +72,7 @@ class BenchmarkModule(PolicyModule):
         self.run: BenchmarkRun | None = None
 
     def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule
+        data, stage = self.trainer.datamodule, TrainerFn(stage).value
         if stage not in ("validate", "test") or not isinstance(data, BenchmarkDataModule):
             raise ValueError(
                 f"BenchmarkModule runs validate and test on a BenchmarkDataModule; this is {stage} on "

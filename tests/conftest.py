@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from datamodules.benchmark_samples import write_benchmark_sample
+from datamodules.benchmarks import BENCHMARKS
 from datamodules.encoding import PromptEncoder
 from datamodules.frame_sampling import SamplingProfile
 from datamodules.media import read_media
@@ -44,6 +46,15 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mixed_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data file with videos, images and text-only records; its folder is the data root."""
     return write_mixed_dataset(tmp_path_factory.mktemp("data") / "mixed", seed=0, count=12)
+
+
+@pytest.fixture(scope="session")
+def benchmark_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data root with the tiny data sets of all benchmarks."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    for name in BENCHMARKS:
+        write_benchmark_sample(folder, name)
+    return folder
 
 
 @pytest.fixture
