@@ -36,6 +36,7 @@ KNOWN_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own
     r"Total length of `list` across ranks is zero",  # fit without validation files
     r"The '\w+_dataloader' does not have many workers",  # the number of workers is configured
+    r"The ``compute`` method of metric BenchmarkMetric was called before",  # a rank may have had nothing to answer
     r"Found \d+ module\(s\) in eval mode at the start of training",  # GRPO's frozen reference
     r"\s*``instantiate_classes`` was deprecated",  # its successor is not in the oldest jsonargparse supported
     r"`gradient_checkpointing_enable` is deprecated",  # its successor is not in the oldest transformers supported
@@ -52,6 +53,7 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
     from datamodules.video_datamodule import VideoDataModule
     from lightning_modules import benchmark_replay
     from lightning_modules.benchmark_module import BenchmarkModule
+    from lightning_modules.last_checkpoint import last_checkpoint
     from lightning_modules.policy.loading import supported_model_type
     from lightning_modules.policy_module import PolicyModule
 
@@ -74,7 +76,10 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
 
         def before_instantiate_classes(self) -> None:
             if run:
-                _check_checkpoint(self.config[self.subcommand].get("ckpt_path"))
+                given = self.config[self.subcommand]
+                _check_checkpoint(given.get("ckpt_path"))
+                if given.get("ckpt_path") == "last" and (found := last_checkpoint(given["trainer"].as_dict())):
+                    given["ckpt_path"] = str(found)
 
         def instantiate_classes(self) -> None:
             if run:
@@ -156,6 +161,14 @@ def overview() -> str:
     return "\n".join(lines)
 
 
+def _rank() -> str:
+    """Which of several processes speaks, where torchrun or srun started it."""
+    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        if int(os.environ.get(size, "1")) > 1 and rank in os.environ:
+            return f" on rank {os.environ[rank]} of {os.environ[size]}"
+    return ""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; a user's mistake ends in one message, everything else in its traceback.
 
@@ -179,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
         print(
-            f"error: {error_messages.reason(error)}\n({TRACEBACK_VARIABLE}=1 shows where this was raised)",
+            f"error{_rank()}: {error_messages.reason(error)}\n({TRACEBACK_VARIABLE}=1 shows where this was raised)",
             file=sys.stderr,
         )
         return 2
