@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from lightning_modules.policy.adapters import LoraSettings, Quantisation, add_adapters, keep_differentiable, nf4_config
+from lightning_modules.policy.family import ModelFamily
 from lightning_modules.policy.policy import Policy
 from lightning_modules.policy.qwen_vl import QwenVLFamily
 from lightning_modules.policy.shared_prefix import use_shared_prefix_attention
 from lightning_modules.policy.trainable import Part, freeze_parts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, ProcessorMixin
 
 logger = logging.getLogger(__name__)
 
 AttentionImplementation = Literal["auto", "sdpa", "flash_attention_2", "eager"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 
-FAMILIES: dict[str, type[QwenVLFamily]] = {"qwen2_vl": QwenVLFamily, "qwen2_5_vl": QwenVLFamily}
+FAMILIES: dict[str, Callable[[PreTrainedModel, ProcessorMixin], ModelFamily]] = {
+    "qwen2_vl": QwenVLFamily,
+    "qwen2_5_vl": QwenVLFamily,
+}
 """`model_type` of a checkpoint's config -> its adapter."""
 
 
@@ -135,7 +139,8 @@ def supported_model_type(model_name_or_path: str) -> str:
     if model_type not in FAMILIES:
         raise ValueError(
             f"model_name_or_path {model_name_or_path!r} holds a {model_type!r} model; supported are "
-            f"{', '.join(map(repr, FAMILIES))}. Give a Qwen2-VL or Qwen2.5-VL checkpoint."
+            f"{', '.join(map(repr, FAMILIES))}. Give a Qwen2-VL or Qwen2.5-VL checkpoint; docs/decisions.md says what "
+            "Qwen3-VL would need."
         )
     return model_type
 

@@ -21,8 +21,8 @@ from datamodules.encoding import join_vision
 from datamodules.types import EncodedPrompt, PromptBatch, SFTBatch, VisionInput
 from lightning_modules.functional.logprobs import TokenStatistics, token_statistics
 from lightning_modules.functional.masking import length_mask
+from lightning_modules.policy.family import ModelFamily
 from lightning_modules.policy.group_cache import GroupCache
-from lightning_modules.policy.qwen_vl import QwenVLFamily
 from lightning_modules.policy.shared_prefix import pack_index
 from lightning_modules.policy.types import CompletionStatistics, PolicyBatch
 
@@ -46,7 +46,7 @@ class Policy(nn.Module):
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,
-        family: QwenVLFamily,
+        family: ModelFamily,
         *,
         logprob_chunk_size: int = 512,
     ) -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
 from datamodules.collate import PromptCollator
+from lightning_modules.policy.family import ModelFamily
 from lightning_modules.policy.loading import load_policy, supported_model_type
 
 TEXT_FIELDS = (
@@ -153,6 +154,7 @@ def test_a_qwen2_vl_counts_temporal_patches_whatever_their_seconds(tiny_qwen2_vl
 @pytest.mark.parametrize("family", ["tiny_folder", "tiny_qwen2_vl"])
 def test_packed_completions_score_as_in_the_stock_model(family, prompts, request):
     policy = load_policy(str(request.getfixturevalue(family))).eval()
+    assert isinstance(policy.family, ModelFamily)
     actual = scores(request.getfixturevalue(family), prompts)
     row = 0
     for prompt in prompts:
