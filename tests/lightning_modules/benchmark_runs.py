@@ -13,6 +13,7 @@ from lightning_modules.benchmark_module import BenchmarkModule
 from lightning_modules.rollouts.types import SamplingConfig
 from tests.conftest import DEMO_TEMPLATE, SMALL_PROFILE
 
+SAMPLING = SamplingConfig(max_new_tokens=6, temperature=0.01, top_p=0.001)
 RESULT_FILES = ("predictions.jsonl", "results.json", *(f"reference/eval_{name}_output.json" for name in BENCHMARKS))
 
 
@@ -29,8 +30,7 @@ def benchmark_data_module(model: Path, root: Path, **options: Any) -> BenchmarkD
 
 
 def benchmark_module(model: Path, output: Path, **options: Any) -> BenchmarkModule:
-    sampling = SamplingConfig(max_new_tokens=6, temperature=0.01, top_p=0.001)
-    return BenchmarkModule(model_name_or_path=str(model), output=str(output), evaluation=sampling, **options)
+    return BenchmarkModule(model_name_or_path=str(model), output=str(output), evaluation=SAMPLING, **options)
 
 
 def trainer(**options: Any) -> L.Trainer:
