@@ -24,6 +24,7 @@ MODEL_SUFFIXES = frozenset({".safetensors", ".bin", ".json", ".txt", ".jinja", "
 """Files of a model folder that loading it may read: weights, configs, tokenizer, chat template."""
 PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "lightning", "peft", "bitsandbytes", "av", "numpy")
 HASH_THREADS = 4
+SHA256_DIGITS = 64
 
 Manifest = dict[str, Any]
 
@@ -95,13 +96,12 @@ def read_manifest(path: str | Path) -> Manifest:
 
 
 def differences(expected: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """One line `place: expected ..., given ...` for every leaf in which two nested mappings differ."""
+    """One line `place: ... then, ... now` for every leaf in which two nested mappings differ."""
     before, after = dict(_leaves(expected)), dict(_leaves(given))
-    absent = "nothing"
     return [
-        f"{'.'.join(place)}: {_shown(before.get(place, absent))} then, {_shown(after.get(place, absent))} now"
+        f"{'.'.join(place)}: {_shown(before, place)} then, {_shown(after, place)} now"
         for place in sorted(before.keys() | after.keys())
-        if before.get(place, absent) != after.get(place, absent)
+        if place not in before or place not in after or before[place] != after[place]
     ]
 
 
@@ -129,9 +129,13 @@ def _leaves(tree: Any, place: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...
     return [(place, tree)]
 
 
-def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) and len(value) == 64 else json.dumps(value, ensure_ascii=False)
-    return f"{text[:12]}…" if len(text) == 64 else text[:80]
+def _shown(leaves: Mapping[tuple[str, ...], Any], place: tuple[str, ...]) -> str:
+    if place not in leaves:
+        return "absent"
+    value = leaves[place]
+    if isinstance(value, str) and len(value) == SHA256_DIGITS:
+        return f"{value[:12]}…"
+    return json.dumps(value, ensure_ascii=False)[:80]
 
 
 def _media_identity(root: Path, paths: Sequence[str]) -> dict[str, Any]:
