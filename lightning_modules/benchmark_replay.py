@@ -52,6 +52,7 @@ def with_manifest(arguments: Sequence[str]) -> list[str]:
             "the YAML files of the run, and the manifest as --model.init_args.manifest."
         )
     folder = Path(given.manifest).resolve().parent
-    own = {"output": str(folder.with_name(f"{folder.name}_replay")), "manifest": given.manifest}
-    config["model"]["init_args"] |= own
+    output = str(folder.with_name(f"{folder.name}_replay"))
+    config["model"]["init_args"] |= {"output": output, "manifest": given.manifest}
+    config["trainer"]["default_root_dir"] = output
     return [command, f"--config={json.dumps(config)}", *rest]

@@ -201,7 +201,7 @@ def test_five_kills_of_the_process_change_no_byte(tiny_folder, benchmark_data, o
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "lightning_modules.strategies.FSDP2Strategy"])
+@pytest.mark.parametrize("strategy", ["ddp", "{class_path: lightning_modules.strategies.FSDP2Strategy}"])
 def test_two_ranks_give_the_bytes_of_one(tiny_folder, benchmark_data, one_process, tmp_path, strategy):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     options = ["--trainer.devices=2", f"--trainer.strategy={strategy}"]
