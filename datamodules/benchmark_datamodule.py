@@ -127,6 +127,16 @@ class BenchmarkDataModule(VideoDataModule):
             raise ValueError(f"A BenchmarkDataModule is for validate and test, not for {stage}.")
         super().setup(stage)
 
+    def stage_files(self, stage: str) -> list[str]:
+        if stage not in ("validate", "test"):
+            raise ValueError(f"A BenchmarkDataModule has data for the stages validate and test, not for {stage!r}.")
+        return super().stage_files(stage)
+
+    def find_fault(self, record: VideoRecord, seconds: float | None) -> str | None:
+        """A mistaken copy of a video, missing times, a video of another length than its group's."""
+        (name,) = (name for name, path in self.paths.items() if Path(path) == record.file)
+        return self.benchmarks[name].fault(record, seconds)
+
     def files_of(self) -> Iterator[tuple[Benchmark, RecordFile]]:
         """Each benchmark with its opened data file."""
         (records,) = self.records.values()

@@ -43,6 +43,9 @@ class Benchmark:
     """Value of a group -> its questions in the full benchmark, where the authors state them."""
     timed_tasks: frozenset[str] = frozenset()
     """Tasks whose questions are about the seconds between the record's `start` and `end` only."""
+    seconds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Duration group -> seconds that its videos last, least and most. Between two groups the limit is halfway, which
+    finds cut copies and mistaken files, not a video that is a little off."""
     path_traps: tuple[PathTrap, ...] = ()
     notes: str
     """What a reader of the scores must know about the data."""
@@ -72,6 +75,23 @@ class Benchmark:
                 "file converted from the benchmark's own annotation, or report the score as unclipped."
             )
         return None
+
+    def fault(self, record: VideoRecord, seconds: float | None) -> str | None:
+        """As `trap`, with the length of the record's video known; None if all seems well.
+
+        Args:
+            record: of this benchmark.
+            seconds: of its video; None for other media.
+        """
+        group = self.group(record, "duration") if self.seconds else None
+        if seconds is not None and group in self.seconds:
+            least, most = self.seconds[group]
+            if not least <= seconds <= most:
+                return (
+                    f"the video lasts {seconds:,.0f} s, but {self.title} counts it as {group!r} ({least:,.0f} to "
+                    f"{most:,.0f} s). Fetch the whole video, or the one that belongs to the record."
+                )
+        return self.trap(record)
 
     def size_differences(self, records: Iterable[VideoRecord]) -> list[str]:
         """Differences to the full benchmark's number of questions, one sentence each."""
@@ -175,6 +195,8 @@ BENCHMARKS: dict[str, Benchmark] = {
             "task": ("task_type", "original_question_type", "question_type"),
         },
         group_items={"short": 900, "medium": 900, "long": 900},
+        # Published: less than 2 minutes, 4 to 15, 30 to 60.
+        seconds={"short": (0, 3 * 60), "medium": (3 * 60, 22.5 * 60), "long": (22.5 * 60, 75 * 60)},
         notes="900 videos of 11 seconds to one hour, without subtitles. Questions of one video are correlated.",
     ),
 }

@@ -45,6 +45,7 @@ def check_data(
     limit: int | None = None,
     decode: bool = True,
     reader: ReaderName = "pyav",
+    find_fault: Callable[[VideoRecord, float | None], str | None] | None = None,
     num_threads: int = 1,
     progress: bool = True,
 ) -> DataReport:
@@ -59,6 +60,8 @@ def check_data(
         limit: media and tokens of the first so many valid records; the records after them are only validated.
         decode: read the sampled frames; else only a video's headers and first frame (images are always read).
         reader: video back end.
+        find_fault: given a record with sound media and the seconds of its video that are read (None for other media),
+            says what else is wrong with it.
         num_threads: records looked at at the same time; decoding frees the interpreter.
         progress: show a progress bar.
     """
@@ -69,6 +72,7 @@ def check_data(
         max_prompt_tokens=max_prompt_tokens,
         decode=decode,
         reader=reader,
+        find_fault=find_fault,
     )
     report = DataReport()
 
@@ -158,6 +162,7 @@ class _MediaCheck:
     max_prompt_tokens: int | None
     decode: bool
     reader: ReaderName
+    find_fault: Callable[[VideoRecord, float | None], str | None] | None
 
     def __call__(self, record: VideoRecord) -> PromptSize | Finding:
         kind = "media missing or outside the data root"
@@ -166,13 +171,18 @@ class _MediaCheck:
             kind = "start or end is no time"
             times = record_times(record)
             kind = "media unreadable"
-            vision = 0 if path is None else self._vision_tokens(path, times, is_video=record.data_type == "video")
+            vision, seconds = 0, None
+            if path is not None:
+                vision, seconds = self._vision(path, times, is_video=record.data_type == "video")
             kind = "prompt cannot be built"
             text = self.count_tokens(record) if self.count_tokens else 0
         except TimeRangeError as error:
             return _finding("start or end beyond the video", record, error)
         except ValueError as error:  # VideoReadError is one.
             return _finding(kind, record, error)
+        fault = None if self.find_fault is None else self.find_fault(record, seconds)
+        if fault is not None:
+            return Finding(kind="not the data of the benchmark", where=record.where, message=fault)
         size = PromptSize(where=record.where, vision=vision, text=text)
         if self.max_prompt_tokens is not None and size.total > self.max_prompt_tokens:
             message = (
@@ -183,17 +193,19 @@ class _MediaCheck:
             return Finding(kind="prompt too long", where=record.where, message=message)
         return size
 
-    def _vision_tokens(self, path: Path, times: Mapping[str, float | None], *, is_video: bool) -> int:
+    def _vision(self, path: Path, times: Mapping[str, float | None], *, is_video: bool) -> tuple[int, float | None]:
+        """Vision tokens, and the seconds of video that are read."""
         if is_video and not self.decode:
             video = probe_video(path, **times)
             plan = plan_frames(video.total_frames, video.fps, video.height, video.width, self.profile)
-            frames, height, width = len(plan.indices), plan.height, plan.width
+            frames, height, width, fps = len(plan.indices), plan.height, plan.width, plan.sample_fps
         else:
             read = partial(read_video, reader=self.reader, **times) if is_video else read_image
             clip = read(path, self.profile)
-            frames, _, height, width = clip.frames.shape
+            (frames, _, height, width), fps = clip.frames.shape, clip.sample_fps
         grid = self.profile.grid
-        return -(-frames // self.profile.temporal_patch_size) * (height // grid) * (width // grid)
+        tokens = -(-frames // self.profile.temporal_patch_size) * (height // grid) * (width // grid)
+        return tokens, frames / fps if is_video else None
 
 
 def _mapped(

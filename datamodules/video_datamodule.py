@@ -15,7 +15,7 @@ from datamodules.media import read_media
 from datamodules.prompts import PromptTemplate
 from datamodules.records import RecordSet, open_records
 from datamodules.sampler import ResumableSampler
-from datamodules.types import EncodedPrompt
+from datamodules.types import EncodedPrompt, VideoRecord
 from datamodules.video_reader import ReaderName
 
 TrainFormat = Literal["sft", "prompts"]
@@ -180,6 +180,15 @@ class VideoDataModule(L.LightningDataModule):
             argument = {"fit": "train_files", "validate": "val_files"}.get(stage, f"{stage}_files")
             raise ValueError(f"`{stage}` needs data: give at least one file in data.init_args.{argument}.")
         return self.files[stage]
+
+    def find_fault(self, record: VideoRecord, seconds: float | None) -> str | None:
+        """What is wrong with a record whose media are sound, for `check data`; subclasses know their data.
+
+        Args:
+            record: of one of the data files.
+            seconds: of its video that are read; None for other media.
+        """
+        return None
 
     def needs_process(self, stage: str) -> bool:
         """Whether records of this stage must have a chain of thought."""

@@ -87,3 +87,20 @@ def test_a_part_of_a_benchmark_is_called_so():
     (message,) = BENCHMARKS["mmvu"].size_differences([record()] * 624)
     assert message == "624 questions where MMVU has 625: the score is that of a part."
     assert BENCHMARKS["mmvu"].size_differences([record()] * 625) == []
+
+
+@pytest.mark.parametrize(
+    ("duration", "seconds", "fits"),
+    [("short", 100, True), ("short", 200, False), ("medium", 900, True), ("long", 900, False), ("long", 3500, True)],
+)
+def test_videos_of_another_length_than_their_group_are_found(duration, seconds, fits):
+    fault = BENCHMARKS["videomme"].fault(record(duration=duration), seconds)
+    assert (fault is None) is fits
+    if not fits:
+        assert fault.startswith(f"the video lasts {seconds} s, but Video-MME counts it as {duration!r}")
+
+
+def test_length_is_not_asked_where_it_is_not_known():
+    assert BENCHMARKS["videomme"].fault(record(duration="long"), None) is None
+    assert BENCHMARKS["videomme"].fault(record(), 1.0) is None
+    assert "question without the lecture" in BENCHMARKS["videommmu"].fault(record("./question_only/a.mp4"), 1.0)

@@ -219,3 +219,19 @@ def test_gold_answers_that_cannot_earn_the_reward_are_found(tmp_path):
 def test_a_suite_without_accuracy_is_refused(sound):
     with pytest.raises(ValueError, match=r"The rewards \(format\) have no AccuracyReward"):
         check_rewards(scan(sound), RewardSuite([FormatReward()]), progress=False)
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_faults_that_the_data_set_knows_are_listed(sound, decode):
+    seen = {}
+
+    def find_fault(record, seconds):
+        seen[record.problem_id] = seconds
+        return "too short" if seconds is not None and record.problem_id == "3" else None
+
+    report = checked(sound, find_fault=find_fault, decode=decode)
+    # The clips of videos 0 and 3 last 16 frames at 8 per second.
+    assert seen == {"0": 2.0, "1": None, "2": None, "3": 2.0, "4": None, "5": None}
+    (problem,) = report.problems
+    assert (problem.kind, problem.message) == ("not the data of the benchmark", "too short")
+    assert problem.where == f"{sound}:4 (problem_id 3)"
