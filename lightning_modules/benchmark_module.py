@@ -23,6 +23,7 @@ from lightning_modules.benchmark_manifest import Manifest
 from lightning_modules.benchmark_results import headline_names, render_table
 from lightning_modules.benchmark_run import BenchmarkRun
 from lightning_modules.policy_module import PolicyModule
+from lightning_modules.report.write import EXAMPLES, write_report
 from lightning_modules.rollouts.choice_scoring import likeliest, option_logprobs
 from rewards.answer_format import ANSWER_OPEN, parse_response
 from rewards.benchmark_metrics import BREAKDOWNS, BenchmarkMetric
@@ -46,6 +47,7 @@ class BenchmarkModule(PolicyModule):
         answer_prefix: with likelihood, what stands between the prompt and the letter.
         retry_failed: answer batches with failed items anew, after their media were mended.
         manifest: manifest.json of an earlier run that this one must agree with in model, data and settings.
+        report_examples: examples of each benchmark, with their frames, on the page report.html.
         kwargs: the arguments of `PolicyModule`.
     """
 
@@ -57,6 +59,7 @@ class BenchmarkModule(PolicyModule):
         answer_prefix: str = ANSWER_OPEN,
         retry_failed: bool = False,
         manifest: str | None = None,
+        report_examples: int = EXAMPLES,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -66,6 +69,9 @@ class BenchmarkModule(PolicyModule):
         self.answer_prefix = answer_prefix
         self.retry_failed = retry_failed
         self.expected_manifest = manifest
+        if report_examples < 0:
+            raise ValueError(f"report_examples is {report_examples}; give 0 for none, or how many of each benchmark.")
+        self.report_examples = report_examples
         self.run_config: dict[str, Any] | None = None
         """The configuration that makes this run, for `--manifest`; the command line fills it in."""
         self.benchmark_metrics = nn.ModuleDict()
@@ -239,7 +245,10 @@ class BenchmarkModule(PolicyModule):
             if results is None:
                 rank_zero_info(f"Not all questions are answered; the same command goes on from {self.output}.")
             else:
-                rank_zero_info(f"{render_table(results)}\nPredictions and results: {self.output}")
+                report = write_report(self.output, examples=self.report_examples)
+                rank_zero_info(
+                    f"{render_table(results)}\nPredictions and results: {self.output}\nReport: {report.html}"
+                )
         self.trainer.strategy.barrier("results written")
 
     def _check_record(self, benchmark: Benchmark, record: VideoRecord) -> None:

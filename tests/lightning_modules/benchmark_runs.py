@@ -14,7 +14,8 @@ from lightning_modules.rollouts.types import SamplingConfig
 from tests.conftest import DEMO_TEMPLATE, SMALL_PROFILE
 
 SAMPLING = SamplingConfig(max_new_tokens=6, temperature=0.01, top_p=0.001)
-RESULT_FILES = ("predictions.jsonl", "results.json", *(f"reference/eval_{name}_output.json" for name in BENCHMARKS))
+REFERENCE_FILES = tuple(f"reference/eval_{name}_output.json" for name in BENCHMARKS)
+RESULT_FILES = ("predictions.jsonl", "results.json", "report.md", "report.html", *REFERENCE_FILES)
 
 
 def benchmark_data_module(model: Path, root: Path, **options: Any) -> BenchmarkDataModule:

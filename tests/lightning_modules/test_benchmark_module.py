@@ -50,8 +50,15 @@ def test_every_question_is_answered_once_in_the_order_of_the_files(clean_run):
         "manifest.json",
         "predictions.jsonl",
         "reference",
+        "report.html",
+        "report.md",
         "results.json",
     ]
+
+
+def test_the_report_shows_the_frames_of_every_question(clean_run):
+    page = (clean_run / "report.html").read_text(encoding="utf-8")
+    assert page.count("<article") == page.count('src="data:image/jpeg;base64,') == len(QUESTIONS)
 
 
 def test_rows_hold_the_record_and_the_scores_of_both_protocols(clean_run, benchmark_data):
