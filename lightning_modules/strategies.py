@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -15,6 +16,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from lightning_modules.export import swap
 from lightning_modules.policy.policy import Policy
 from lightning_modules.policy.reference import PREFIX
 from lightning_modules.policy.sharding import shard, unsharded
@@ -120,6 +122,26 @@ class FSDP2Strategy(ModelParallelStrategy):
             index: {name: _whole(value) for name, value in values.items()} for index, values in state["state"].items()
         }
         return {"state": whole, "param_groups": state["param_groups"]} if self.global_rank == 0 else {}
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write a file or, under `save_distributed_checkpoint`, a folder that is complete where it has its name."""
+        if not self._save_distributed_checkpoint:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        path = Path(self.broadcast(filepath))
+        partial = path.with_name(f".{path.name}.partial")
+        if self.is_global_zero:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.barrier("old partial checkpoint removed")
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        self.barrier("checkpoint written")
+        if self.is_global_zero:
+            if path.is_file():
+                path.unlink()
+            swap(partial, path)
+        self.barrier("checkpoint in place")
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Load weights and optimizer states; returns the rest, with an empty state dict.
