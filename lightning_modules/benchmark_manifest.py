@@ -20,7 +20,8 @@ from datamodules.benchmark_datamodule import BenchmarkDataModule
 
 VERSION = 1
 """Of the manifest's form."""
-MODEL_SUFFIXES = frozenset({".safetensors", ".bin", ".json", ".txt", ".jinja", ".model"})
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
+MODEL_SUFFIXES = (*WEIGHT_SUFFIXES, ".json", ".txt", ".jinja", ".model")
 """Files of a model folder that loading it may read: weights, configs, tokenizer, chat template."""
 PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "lightning", "peft", "bitsandbytes", "av", "numpy")
 HASH_THREADS = 4
@@ -33,14 +34,23 @@ def model_files(name_or_path: str) -> dict[str, str]:
     """File name -> SHA-256 of its whole content, for every file that loading the model may read.
 
     Args:
-        name_or_path: a folder, or a Hugging Face name whose files are in the local cache.
+        name_or_path: a folder, or a Hugging Face name, whose files are fetched here unless they are in the cache.
+
+    Raises:
+        ValueError: there are no weights among them.
     """
-    from transformers.utils import cached_file
+    from huggingface_hub import snapshot_download
 
     folder = Path(name_or_path)
     if not folder.is_dir():
-        folder = Path(cached_file(name_or_path, "config.json")).parent
-    return _hashes({path.name: path for path in folder.iterdir() if path.suffix in MODEL_SUFFIXES and path.is_file()})
+        folder = Path(snapshot_download(name_or_path, allow_patterns=[f"*{suffix}" for suffix in MODEL_SUFFIXES]))
+    files = {path.name: path for path in folder.iterdir() if path.suffix in MODEL_SUFFIXES and path.is_file()}
+    if not any(Path(name).suffix in WEIGHT_SUFFIXES for name in files):
+        raise ValueError(
+            f"model_name_or_path is {name_or_path!r}, but {folder} holds no weights ({', '.join(WEIGHT_SUFFIXES)}). "
+            "Give the folder of a complete checkpoint."
+        )
+    return _hashes(files)
 
 
 def data_identity(data: BenchmarkDataModule) -> dict[str, Any]:

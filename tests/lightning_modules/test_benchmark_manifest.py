@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,6 +18,7 @@ from lightning_modules.benchmark_manifest import differences, identity_hash, mod
 from lightning_modules.benchmark_replay import with_manifest
 from tests.lightning_modules.benchmark_runs import benchmark_data_module, benchmark_module, bytes_of, evaluate
 
+ROOT = Path(__file__).parents[2]
 FILES = ("predictions.jsonl", "results.json", "reference/eval_mmvu_output.json")
 
 
@@ -202,3 +207,22 @@ def test_model_files_leave_out_what_loading_does_not_read(tiny_folder, tmp_path)
     (folder / "README.md").write_text("read me")
     assert model_files(str(folder)) == before
     assert sorted(before) == sorted(path.name for path in folder.iterdir() if path.name != "README.md")
+
+
+def test_files_of_a_hugging_face_name_are_those_of_the_cache(tiny_folder, tmp_path):
+    place = tmp_path / "models--someone--tiny"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("abc")
+    shutil.copytree(tiny_folder, place / "snapshots" / "abc")
+    script = "from lightning_modules.benchmark_manifest import *; print(json.dumps(model_files('someone/tiny')))"
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, env=offline, capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(done.stdout) == model_files(str(tiny_folder))
+
+
+def test_a_folder_without_weights_is_named(tiny_folder, tmp_path):
+    shutil.copy(tiny_folder / "config.json", tmp_path)
+    with pytest.raises(ValueError, match="holds no weights") as error:
+        model_files(str(tmp_path))
+    assert str(tmp_path) in str(error.value)
