@@ -67,7 +67,7 @@ def comparison_section(run: EvaluationRun, other: EvaluationRun) -> Section:
     names = f"This run: {run_label(run.model)}. The other: {run_label(other.model)}."
     blocks: list[Block] = [
         Paragraph(text=f"{names} A difference is this run minus the other."),
-        *_left_out(run, other, shared),
+        *_left_out(run, other),
         Table(
             caption="Items that both runs answered, by mean of item scores in percent; McNemar's exact test on items "
             "that only one of them got right",
@@ -168,12 +168,16 @@ def _signed(difference: Difference, scale: float) -> Score:
     return Score(value=scale * difference.value, low=scale * interval.low, high=scale * interval.high, signed=True)
 
 
-def _left_out(run: EvaluationRun, other: EvaluationRun, shared: Sequence[str]) -> list[Paragraph]:
-    missing = [name for name in (*run.predictions, *other.predictions) if name not in shared]
+def _left_out(run: EvaluationRun, other: EvaluationRun) -> list[Paragraph]:
+    """What only one of the runs has."""
+    benchmarks = (BENCHMARKS[name].title for name in dict.fromkeys((*run.predictions, *other.predictions)))
+    shared = {BENCHMARKS[name].title for name in run.predictions if name in other.predictions}
+    missing = [title for title in benchmarks if title not in shared]
+    missing += [f"protocol {name}" for name in sorted({*run.protocols} ^ {*other.protocols})]
     if not missing:
         return []
-    titles = ", ".join(BENCHMARKS[name].title for name in dict.fromkeys(missing))
-    return [Paragraph(kind="warning", text=f"Not compared, because only one of the runs has them: {titles}.")]
+    names = ", ".join(missing)
+    return [Paragraph(kind="warning", text=f"Not compared, because only one of the runs has them: {names}.")]
 
 
 def knowledge_gain(run: EvaluationRun, other: EvaluationRun, protocols: Sequence[Protocol]) -> list[Paragraph]:

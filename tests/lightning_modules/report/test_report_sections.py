@@ -210,10 +210,15 @@ def test_comparison_refuses_other_items(tmp_path):
         comparison_section(run, elsewhere)
 
 
-def test_comparison_names_the_benchmarks_of_one_run_only(tmp_path):
+def test_comparison_names_what_one_run_has_only(tmp_path):
     run = run_of(tmp_path / "this", answered("mmvu", THIS) + answered("videomme", THIS))
     other = run_of(tmp_path / "other", answered("mmvu", OTHER))
-    assert "only one of the runs has them: Video-MME" in prose(comparison_section(run, other))
+    assert "only one of the runs has them: Video-MME." in prose(comparison_section(run, other))
+    one_rule = replace(run, results={**run.results, "protocols": ["official"]})
+    section = comparison_section(one_rule, run)
+    assert "only one of the runs has them: protocol videorft." in prose(section)
+    assert [row[1] for row in table(section, "Items").rows] == ["official", "official"]
+    assert "only one" not in prose(comparison_section(run, run))
 
 
 def test_knowledge_gain_from_question_only_clips(tmp_path):
