@@ -66,7 +66,7 @@ def read_video(
         VideoReadError: no such file, no video stream, no frames, cut off, damaged where it matters, or too thin.
         TimeRangeError: `start` or `end` lies beyond the end of the video, or no frame appears between them.
         ValueError: unknown reader; `start` and `end` are not 0 <= start < end.
-        ImportError: the chosen reader is not installed.
+        ImportError: the chosen reader, or the FFmpeg that torchcodec needs, is not installed.
     """
     if reader not in READERS:
         raise ValueError(f"Unknown video reader {reader!r}; choose one of {', '.join(READERS)}.")
@@ -165,11 +165,11 @@ def _read_decord(path: Path, profile: SamplingProfile, times: TimeRange | None) 
 
 def _read_torchcodec(path: Path, profile: SamplingProfile, times: TimeRange | None) -> VideoClip:
     """torchcodec in its exact seek mode; it needs FFmpeg's shared libraries on the machine."""
-    from torchcodec.decoders import VideoDecoder
-
     if not path.exists():
         raise unreadable(path, "the file does not exist", "Check the path and the data root.")
     try:
+        from torchcodec.decoders import VideoDecoder  # older versions look for FFmpeg here, newer ones on use
+
         video = VideoDecoder(str(path), dimension_order="NCHW", num_ffmpeg_threads=DECODER_THREADS, seek_mode="exact")
         shown, fps = _stretch_at_rate(path, len(video), float(video.metadata.average_fps), times)
         wanted = _chosen(shown, profile)
@@ -177,6 +177,11 @@ def _read_torchcodec(path: Path, profile: SamplingProfile, times: TimeRange | No
     except VideoReadError:
         raise  # a ValueError that is ours
     except (RuntimeError, ValueError, IndexError) as error:
+        if "Could not load libtorchcodec" in str(error):
+            raise ImportError(
+                "torchcodec finds no FFmpeg of a version that it knows. Install FFmpeg's shared libraries (on Debian: "
+                "`apt-get install ffmpeg`), or use `reader: pyav`, which brings its own."
+            ) from error
         raise unreadable(path, f"torchcodec cannot read it ({str(error).strip()})", OTHER_READER) from error
     return _clip(path, zip(wanted, images, strict=True), shown, fps, profile)
 

@@ -98,9 +98,11 @@ def test_files_that_are_decoded_in_full_are_cut_too(folder: Path) -> None:
 
 @pytest.mark.parametrize("reader", ["decord", "torchcodec"])
 def test_other_readers_cut_by_their_rate(reader: str, folder: Path) -> None:
-    pytest.importorskip({"torchcodec": "torchcodec.decoders"}.get(reader, reader), exc_type=(ImportError, RuntimeError))
     path = clip_of(PLAIN, folder)
-    clip = read_video(path, PROFILE, reader, start=0.5, end=2.3)
+    try:
+        clip = read_video(path, PROFILE, reader, start=0.5, end=2.3)
+    except ImportError as error:
+        pytest.skip(str(error))
     exact = read_video(path, PROFILE, start=0.5, end=2.3)
     assert [frame_number(frame) for frame in clip.frames] == [frame_number(frame) for frame in exact.frames]
     assert clip.sample_fps == pytest.approx(exact.sample_fps)
