@@ -22,7 +22,8 @@ def run_config(settings: Mapping[str, Any]) -> dict[str, Any]:
         "seed_everything": settings["seed_everything"],
         "model": model,
         "data": dict(settings["data"]),
-        "trainer": {"precision": settings["trainer"]["precision"]},
+        # A setting that is null is not in a parsed configuration.
+        "trainer": {"precision": settings["trainer"].get("precision")},
     }
 
 

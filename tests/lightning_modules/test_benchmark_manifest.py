@@ -15,7 +15,7 @@ import yaml
 
 import cli
 from lightning_modules.benchmark_manifest import differences, identity_hash, model_files, read_manifest
-from lightning_modules.benchmark_replay import with_manifest
+from lightning_modules.benchmark_replay import run_config, with_manifest
 from tests.lightning_modules.benchmark_runs import benchmark_data_module, benchmark_module, bytes_of, evaluate
 
 ROOT = Path(__file__).parents[2]
@@ -147,6 +147,15 @@ def test_other_versions_are_said_and_allowed(own, recwarn):
 def test_without_a_manifest_a_command_line_stays_as_it_is():
     given = ["validate", "--config=a.yaml", "--trainer.devices", "2"]
     assert with_manifest(given) == given
+
+
+def test_a_run_of_a_config_that_names_no_precision_can_be_replayed():
+    run = cli.lightning_cli(["--config=configs/eval/mmvu.yaml"], run=False)
+    config = run_config(json.loads(run.parser.dump(run.config, format="json")))
+    assert config["trainer"] == {"precision": None}
+    again = cli.lightning_cli([f"--config={json.dumps(config)}", "--model.output=runs/eval/mmvu"], run=False)
+    assert again.config["trainer"]["precision"] is None
+    assert again.config["model"] == run.config["model"]
 
 
 def test_options_after_the_manifest_win(tmp_path):
