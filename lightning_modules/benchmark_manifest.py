@@ -7,6 +7,7 @@ and the number of ranks are recorded, but are no part of it.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import platform
@@ -28,6 +29,39 @@ HASH_THREADS = 4
 SHA256_DIGITS = 64
 
 Manifest = dict[str, Any]
+
+
+def new_manifest(
+    model_name_or_path: str,
+    data: BenchmarkDataModule,
+    *,
+    settings: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    run: Mapping[str, Any] | None,
+) -> Manifest:
+    """The manifest of a run that begins.
+
+    Args:
+        model_name_or_path: folder or Hugging Face name.
+        data: the data module, set up.
+        settings: everything else that reaches the model or the scores, besides the data module's own.
+        environment: where it runs; no part of the identity.
+        run: the configuration that `validate --manifest` replays; None where there is none.
+    """
+    identity = {
+        "model": model_files(model_name_or_path),
+        "data": data_identity(data),
+        "settings": {**data.settings(), **settings},
+    }
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {
+        "version": VERSION,
+        "identity": identity,
+        "versions": versions(),
+        "environment": {**environment, "started": started},
+        "paths": {"model": model_name_or_path, "data_root": data.data_root, "files": data.paths},
+        "run": run,
+    }
 
 
 def model_files(name_or_path: str) -> dict[str, str]:
@@ -131,6 +165,21 @@ def refuse_differences(expected: Manifest, given: Manifest, *, title: str, remed
     if found:
         lines = "\n  ".join(found[:20]) + (f"\n  and {len(found) - 20} more" if len(found) > 20 else "")
         raise ValueError(f"{title}\n  {lines}\n{remedy}")
+
+
+def check_replay(path: str | Path, given: Manifest) -> list[str]:
+    """Hold a run to the manifest of an earlier one.
+
+    Returns:
+        Differences in library versions, which are allowed.
+
+    Raises:
+        ValueError: no manifest there, or model, data or settings differ.
+    """
+    expected = read_manifest(path)
+    remedy = "Give the same model and data files, and no other settings; paths may differ."
+    refuse_differences(expected, given, title=f"This run is not the one of {path}:", remedy=remedy)
+    return differences(expected["versions"], given["versions"])
 
 
 def _leaves(tree: Any, place: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:

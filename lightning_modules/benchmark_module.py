@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from datamodules.benchmark_datamodule import BenchmarkBatch, BenchmarkDataModule, BenchmarkItem, ItemKey
+from datamodules.benchmark_datamodule import BenchmarkBatch, BenchmarkDataModule
 from datamodules.benchmarks import Benchmark
-from datamodules.collate import PromptCollator
-from datamodules.option_letters import option_letters
-from datamodules.sampler import sample_seed
-from datamodules.types import EncodedPrompt, PromptBatch, VideoRecord
+from datamodules.types import VideoRecord
 from lightning_modules import benchmark_manifest as manifests
+from lightning_modules.benchmark_answers import Answerer, ChoiceScoring, grade_record, prediction_of
 from lightning_modules.benchmark_manifest import Manifest
 from lightning_modules.benchmark_results import headline_names, render_table
 from lightning_modules.benchmark_run import BenchmarkRun
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.report.write import EXAMPLES, write_report
-from lightning_modules.rollouts.choice_scoring import likeliest, option_logprobs
-from rewards.answer_format import ANSWER_OPEN, parse_response
-from rewards.benchmark_metrics import BREAKDOWNS, BenchmarkMetric
-from rewards.benchmark_predictions import Prediction, gold_answer, grade, metric_rows
-from rewards.benchmark_scoring import Protocol, predicted_answer
-from rewards.types import ProblemType
-
-ChoiceScoring = Literal["generate", "likelihood"]
-Outcome = dict[str, Any]
-"""What became of an item: the fields of its `Prediction` that are not the record's."""
+from rewards.answer_format import ANSWER_OPEN
+from rewards.benchmark_metrics import BenchmarkMetric
+from rewards.benchmark_predictions import Prediction, metric_rows
+from rewards.benchmark_scoring import Protocol
 
 
 class BenchmarkModule(PolicyModule):
@@ -99,7 +90,8 @@ class BenchmarkModule(PolicyModule):
         strategy = self.trainer.strategy
         manifest = strategy.broadcast(self._manifest(data) if self.trainer.is_global_zero else None)
         if self.expected_manifest is not None:
-            self._check_replay(manifest)
+            for line in manifests.check_replay(self.expected_manifest, manifest):
+                rank_zero_warn(f"Another version than in the manifest: {line}; scores may differ by rounding.")
         self.run = BenchmarkRun(self.output, manifest, data, self.protocols, notes)
         self.run.check(retry_failed=self.retry_failed)
         strategy.barrier("manifests compared")
@@ -124,108 +116,30 @@ class BenchmarkModule(PolicyModule):
         return batch if batch.prompts is None else replace(batch, prompts=self.policy.locate(batch.prompts))
 
     def _answer(self, batch: BenchmarkBatch) -> list[dict[str, Any]]:
-        outcomes = self._outcomes(batch)
-        predictions = [self._prediction(item, outcomes[item.key]) for item in batch.items]
+        outcomes = self._answerer().outcomes(batch)
+        predictions = [prediction_of(item, outcomes[item.key], self.protocols) for item in batch.items]
         if self.run is not None and predictions:
             self.run.journal.append(predictions)
         self._count(predictions)
         return [asdict(prediction) for prediction in predictions]
 
-    def _outcomes(self, batch: BenchmarkBatch) -> dict[ItemKey, Outcome]:
-        outcomes: dict[ItemKey, Outcome] = {}
-        written, chosen, letters = [], [], []
-        for item in batch.items:
-            if item.failure is not None:
-                outcomes[item.key] = {"failure": item.failure}
-            elif self.choice_scoring == "generate" or item.record.problem_type is not ProblemType.MULTIPLE_CHOICE:
-                written.append(item)
-            else:
-                try:
-                    letters.append(_offered_letters(item.record))
-                except ValueError as error:
-                    outcomes[item.key] = {"failure": str(error)}
-                    continue
-                chosen.append(item)
-        return outcomes | self._written(written, batch) | self._chosen(chosen, letters)
-
-    def _written(self, items: Sequence[BenchmarkItem], batch: BenchmarkBatch) -> dict[ItemKey, Outcome]:
-        """Generated answers."""
-        if not items:
-            return {}
-        prompts = batch.prompts
-        if len(items) < len(prompts):
-            prompts = self._located([item.prompt for item in items])
-        seeds = [sample_seed(self.seed, 0, f"{item.key.benchmark}/{item.record.problem_id}") for item in items]
-        groups = self.engine.generate(prompts, self.evaluation, group_size=1, seeds=seeds)
-        outcomes = {}
-        for item, group in zip(items, groups, strict=True):
-            (completion,) = group.completions
-            outcomes[item.key] = _seen(item.prompt) | {
-                "completion": completion.text,
-                "answer": predicted_answer(completion.text),
-                "well_formed": parse_response(completion.text).well_formed,
-                "completion_tokens": len(completion.token_ids),
-                "truncated": completion.truncated,
-            }
-        return outcomes
-
-    def _chosen(self, items: Sequence[BenchmarkItem], letters: Sequence[Sequence[str]]) -> dict[ItemKey, Outcome]:
-        """Answers by the likelihood of the option letters."""
-        if not items:
-            return {}
-        scored = option_logprobs(
-            self.policy,
-            [item.prompt for item in items],
-            letters,
+    def _answerer(self) -> Answerer:
+        return Answerer(
+            policy=self.policy,
+            engine=self.engine,
+            sampling=self.evaluation,
+            choice_scoring=self.choice_scoring,
             answer_prefix=self.answer_prefix,
+            seed=self.seed,
             device=self.device,
         )
-        return {
-            item.key: _seen(item.prompt) | {"answer": likeliest(logprobs), "option_logprobs": logprobs}
-            for item, logprobs in zip(items, scored, strict=True)
-        }
 
-    def _located(self, prompts: Sequence[EncodedPrompt]) -> PromptBatch:
-        collate = PromptCollator(pad_token_id=self.policy.tokenizer.pad_token_id)
-        return self.policy.locate(collate(prompts)).to(self.device)
-
-    def _prediction(self, item: BenchmarkItem, outcome: Outcome) -> Prediction:
-        record, benchmark = item.record, item.key.benchmark
-        gold = gold_answer(record.solution)
-        grades = grade(
-            benchmark,
-            self.protocols,
-            problem_type=record.problem_type,
-            question_type=_question_type(record),
-            answer=outcome.get("answer"),
-            gold=gold,
-        )
-        fields = BREAKDOWNS[benchmark]
-        return Prediction(
-            benchmark=benchmark,
-            index=item.key.index,
-            problem_id=record.problem_id,
-            problem_type=record.problem_type.value,
-            data_type=record.data_type,
-            question=record.problem,
-            options=list(record.options),
-            gold=gold,
-            path=record.path,
-            start=record.extra.get("start"),
-            end=record.extra.get("end"),
-            breakdown={name: str(record.extra[name]) for name in fields if record.extra.get(name) is not None},
-            extra=dict(record.extra),
-            scores=grades.scores,
-            ungraded=grades.ungraded,
-            **outcome,
-        )
-
-    def _count(self, predictions: Iterable[Prediction]) -> None:
-        for prediction in predictions:
-            for protocol in self.protocols:
-                rows = metric_rows([prediction], protocol)
-                if rows:
-                    self.benchmark_metrics[f"{prediction.benchmark}/{protocol}"].update(rows)
+    def _count(self, predictions: Collection[Prediction]) -> None:
+        for metric in self.benchmark_metrics.values():
+            own = (prediction for prediction in predictions if prediction.benchmark == metric.benchmark)
+            rows = metric_rows(own, metric.protocol)
+            if rows:
+                metric.update(rows)
 
     def _log_answers(self, stage: str) -> None:
         """Log all means, and, when all questions are answered, write and show the results."""
@@ -252,19 +166,10 @@ class BenchmarkModule(PolicyModule):
         self.trainer.strategy.barrier("results written")
 
     def _check_record(self, benchmark: Benchmark, record: VideoRecord) -> None:
-        """Find before the first answer what could not be scored after it."""
-        grade(
-            benchmark.name,
-            self.protocols,
-            problem_type=record.problem_type,
-            question_type=_question_type(record),
-            answer=None,
-            gold=gold_answer(record.solution),
-        )
+        grade_record(benchmark.name, record, self.protocols, answer=None)
 
     def _manifest(self, data: BenchmarkDataModule) -> Manifest:
         settings = {
-            **data.settings(),
             "decoding": asdict(self.evaluation),
             "choice_scoring": self.choice_scoring,
             "answer_prefix": self.answer_prefix,
@@ -276,49 +181,7 @@ class BenchmarkModule(PolicyModule):
             "quantisation": self.quantisation,
             "lora": None if self.lora is None else asdict(self.lora),
         }
-        return {
-            "version": manifests.VERSION,
-            "identity": {
-                "model": manifests.model_files(self.model_name_or_path),
-                "data": manifests.data_identity(data),
-                "settings": settings,
-            },
-            "versions": manifests.versions(),
-            "environment": {
-                "device": str(self.trainer.strategy.root_device),
-                "ranks": self.trainer.world_size,
-                "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            },
-            "paths": {"model": self.model_name_or_path, "data_root": data.data_root, "files": data.paths},
-            "run": self.run_config,
-        }
-
-    def _check_replay(self, manifest: Manifest) -> None:
-        expected = manifests.read_manifest(self.expected_manifest)
-        manifests.refuse_differences(
-            expected,
-            manifest,
-            title=f"This run is not the one of {self.expected_manifest}:",
-            remedy="Give the same model and data files, and no other settings; paths may differ.",
+        environment = {"device": str(self.trainer.strategy.root_device), "ranks": self.trainer.world_size}
+        return manifests.new_manifest(
+            self.model_name_or_path, data, settings=settings, environment=environment, run=self.run_config
         )
-        for line in manifests.differences(expected["versions"], manifest["versions"]):
-            rank_zero_warn(f"Another version than in {self.expected_manifest}: {line}; scores may differ by rounding.")
-
-
-def _seen(prompt: EncodedPrompt) -> Outcome:
-    frames = None if prompt.frames is None else len(prompt.frames)
-    return {"num_frames": frames, "prompt_tokens": len(prompt.input_ids)}
-
-
-def _question_type(record: VideoRecord) -> str | None:
-    return record.extra.get("original_question_type")
-
-
-def _offered_letters(record: VideoRecord) -> tuple[str, ...]:
-    letters, gold = option_letters(record), gold_answer(record.solution)
-    if gold not in letters:
-        raise ValueError(
-            f"{record.where}: the right answer {gold!r} is none of the letters {', '.join(letters)}, so scoring them "
-            "cannot give it. Write the letter into the record, or generate answers instead."
-        )
-    return letters
