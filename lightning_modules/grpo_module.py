@@ -59,6 +59,8 @@ class GRPOModule(PolicyModule):
         mask_truncated: leave completions that hit the token limit out of the loss.
         max_resamples: how often a group whose rewards all agree is drawn again.
         max_grad_norm: gradients are scaled down to this norm.
+        reference_sync_steps: optimizer steps after which the reference becomes the policy as it is, again and again;
+            null keeps the initial model.
         kwargs: the arguments of `PolicyModule`.
     """
 
@@ -78,10 +80,12 @@ class GRPOModule(PolicyModule):
         mask_truncated: bool = False,
         max_resamples: int = 0,
         max_grad_norm: float = 1.0,
+        reference_sync_steps: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.automatic_optimization = False
+        reference_policy.check_sync(reference_sync_steps, beta=loss_settings.beta, has_adapters=self.lora is not None)
         _check_arguments(group_size, inner_epochs, micro_batch_groups, max_resamples, max_grad_norm)
         self.loss = find_loss(loss, loss_settings)
         self.suite = RewardSuite(rewards, suite)
@@ -94,6 +98,7 @@ class GRPOModule(PolicyModule):
         self.mask_truncated = mask_truncated
         self.max_resamples = max_resamples
         self.max_grad_norm = max_grad_norm
+        self.reference_sync_steps = reference_sync_steps
         self.reference: Reference | None = None
         self.update: PolicyUpdate | None = None
         self.timer = PhaseTimer()
@@ -139,6 +144,8 @@ class GRPOModule(PolicyModule):
         with self.timer.phase("update"):
             update_metrics = self._update(groups, advantages, batch.vision_features)
         self.engine.sync_weights()
+        if self.reference_sync_steps is not None:
+            self._sync_reference(self.reference_sync_steps)
         self.last_rollouts = RolloutSample(groups=groups, breakdown=breakdown, advantages=advantages)
         rollout = rollout_metrics(groups, breakdown, advantages)
         self._log_step({**rollout, **update_metrics, "train/redrawn_groups": redrawn}, token_count(groups))
@@ -148,11 +155,18 @@ class GRPOModule(PolicyModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        reference_policy.drop_from_checkpoint(checkpoint)
+        if not self.saves_reference:
+            reference_policy.drop_from_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        reference_policy.restore_in_checkpoint(checkpoint, self.reference)
+        if not self.saves_reference:
+            reference_policy.restore_in_checkpoint(checkpoint, self.reference)
+
+    @property
+    def saves_reference(self) -> bool:
+        """Whether checkpoints hold the reference: not while it is the initial model, which can be loaded again."""
+        return self.reference_sync_steps is not None
 
     def total_optimizer_steps(self) -> int:
         """Every batch makes `inner_epochs` optimizer steps; trainer.max_steps counts those."""
@@ -241,10 +255,15 @@ class GRPOModule(PolicyModule):
                 logged = totals
         return {f"train/{name}": value for name, value in logged.items()}
 
+    def _sync_reference(self, every: int) -> None:
+        before = self.global_step - self.inner_epochs
+        if self.global_step // every > before // every:
+            reference_policy.copy_weights(self.policy, self.reference)
+
     def _log_step(self, metrics: dict[str, float], tokens: int) -> None:
         seconds = self.timer.end_step(rest="update")
         self.log_dict(metrics, sync_dist=True)
-        self.log_dict({f"seconds/{phase}": value for phase, value in seconds.items()})
+        self.log_seconds(seconds)
         self.log("train/tokens_per_second", tokens * self.trainer.world_size / seconds["step"])
         self.log("reward", metrics["train/reward/mean"], prog_bar=True, logger=False, sync_dist=True)
 

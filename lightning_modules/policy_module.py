@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
+import torch
 from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -165,6 +166,17 @@ class PolicyModule(L.LightningModule):
         weights = full_state_dict(self.policy)
         if self.global_rank == 0:
             write_pretrained(self.policy, path, weights)
+
+    def log_seconds(self, seconds: dict[str, float]) -> None:
+        """Log the seconds per phase of rank 0 and, of several ranks, those of the slowest in each phase."""
+        self.log_dict({f"seconds/{phase}": value for phase, value in seconds.items()})
+        if self.trainer.world_size > 1:
+            phases = sorted(seconds)
+            mine = torch.tensor([seconds[phase] for phase in phases], device=self.device)
+            slowest = self.trainer.strategy.reduce(mine, reduce_op="max").tolist()
+            self.log_dict(
+                {f"seconds/slowest_rank/{phase}": value for phase, value in zip(phases, slowest, strict=True)}
+            )
 
     def answer_groups(self, batch: PromptBatch) -> list[RolloutGroup]:
         """One evaluation answer per prompt."""

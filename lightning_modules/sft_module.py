@@ -50,7 +50,7 @@ class SFTModule(PolicyModule):
         self.log("train/loss", values.pop("loss"), prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in values.items()})
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])
-        self.log_dict({f"seconds/{phase}": value for phase, value in seconds.items()})
+        self.log_seconds(seconds)
         tokens = self.all_gather(batch.attention_mask.sum()).sum()
         self.log("train/tokens_per_second", tokens / seconds["step"])
 

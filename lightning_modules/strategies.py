@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, Strategy
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
@@ -109,8 +109,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._evaluation.close()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Weights without those of the reference policy, which can be loaded again."""
-        with _without_reference(self.model):
+        """Weights, those of a reference policy only where it cannot be loaded again."""
+        with self._without_initial_reference():
             return super().lightning_module_state_dict()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         Takes the folders of `save_distributed_checkpoint` and the single files of all strategies.
         """
         path = Path(self.broadcast(checkpoint_path))
-        with _without_reference(self.model):
+        with self._without_initial_reference():
             if path.is_dir():
                 return {**super().load_checkpoint(path, weights_only), "state_dict": {}}
             checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
@@ -162,6 +162,15 @@ class FSDP2Strategy(ModelParallelStrategy):
         for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
             optimizer.load_state_dict(_shard_optimizer_state(state, optimizer))
         return {**checkpoint, "state_dict": {}}
+
+    @contextmanager
+    def _without_initial_reference(self) -> Iterator[None]:
+        name = PREFIX.removesuffix(".")
+        saved = getattr(self.lightning_module, "saves_reference", False)
+        reference = None if saved else self.model._modules.pop(name, None)
+        yield
+        if reference is not None:
+            setattr(self.model, name, reference)
 
     def _gather(self) -> None:
         self._evaluation.enter_context(unsharded(self.lightning_module.policy))
@@ -185,15 +194,6 @@ def gradient_sync(strategy: Strategy, *, last: bool) -> Iterator[None]:
 def whole_norm(norm: Tensor) -> Tensor:
     """The norm over all ranks of a norm of sharded gradients."""
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-@contextmanager
-def _without_reference(module: nn.Module) -> Iterator[None]:
-    name = PREFIX.removesuffix(".")
-    reference = module._modules.pop(name, None)
-    yield
-    if reference is not None:
-        setattr(module, name, reference)
 
 
 def _whole(value: Any) -> Any:

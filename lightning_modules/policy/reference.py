@@ -1,4 +1,4 @@
-"""The reference policy: the policy as it was loaded, frozen."""
+"""The reference policy: the policy as it was loaded or as it was some steps ago, frozen."""
 
 from __future__ import annotations
 
@@ -42,6 +42,32 @@ def reference_of(policy: Policy, load: Callable[[], Policy]) -> Reference:
 def frozen(policy: Policy) -> Policy:
     """The policy itself, without gradients and in evaluation mode."""
     return policy.requires_grad_(False).eval()
+
+
+def check_sync(every: int | None, *, beta: float, has_adapters: bool) -> None:
+    """
+    Raises:
+        ValueError: no reference weights could be replaced every so many steps.
+    """
+    if every is None:
+        return
+    said = f"model.reference_sync_steps is {every}"
+    if every < 1:
+        raise ValueError(f"{said}; it must be >= 1, or null to keep the initial model as reference.")
+    if beta == 0:
+        raise ValueError(f"{said}, but model.loss_settings.beta is 0, so there is no reference; set one of them.")
+    if has_adapters:
+        raise ValueError(
+            f"{said}, but with model.lora the reference is the model without its adapters, which has no weights of its "
+            "own. Set reference_sync_steps: null."
+        )
+
+
+@torch.no_grad()
+def copy_weights(policy: Policy, reference: Policy) -> None:
+    """Make the reference the policy as it is now; of sharded ones every rank copies its own shards."""
+    for target, source in zip(reference.parameters(), policy.parameters(), strict=True):
+        target.copy_(source)
 
 
 def drop_from_checkpoint(checkpoint: dict[str, Any]) -> None:

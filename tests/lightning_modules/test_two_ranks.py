@@ -74,6 +74,8 @@ def test_two_ranks_give_the_trajectory_of_one(run, strategy, options):
     one, two = run(1, *options), run(2, *options, f"--strategy={strategy}")
     assert_same_training(two, one, steps=len(scalars(one)["train/loss"]))
     one, two = scalars(one), scalars(two)
+    assert all(slow >= own for slow, own in zip(two["seconds/slowest_rank/step"], two["seconds/step"], strict=True))
+    assert "seconds/slowest_rank/step" not in one
     for tag in ("val/accuracy", "val/completion_tokens", "val/accuracy/OCR"):
         assert two[tag] == pytest.approx(one[tag], rel=1e-5), tag
 
@@ -118,6 +120,27 @@ def test_resume(run, stage, before, after, ranks):
     (checkpoint,) = whole.glob("step=2*.ckpt")
     resumed_with = resumed_with.replace("fsdp2", before) if before == "fsdp2_folders" else resumed_with
     assert_same_training(run(ranks, *options, resumed_with, f"--resume={checkpoint}"), whole, steps=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fsdp2_folders"])
+def test_a_synced_reference_trains_and_resumes_alike(run, strategy):
+    options = ("--steps=4", "--beta=0.5", "--sync=1")
+    alone, whole = run(1, *options), run(2, *options, f"--strategy={strategy}")
+    assert_same_training(whole, alone, steps=4)
+    (checkpoint,) = whole.glob("step=2*.ckpt")
+    assert_same_training(run(2, *options, f"--strategy={strategy}", f"--resume={checkpoint}"), whole, steps=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", [(), ("--quantisation=nf4",)], ids=["lora", "qlora"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_adapters_train_alike_with_themselves_disabled_as_reference(run, strategy, base):
+    options = ("--steps=4", "--beta=0.5", "--lora", *base)
+    alone, whole = run(1, *options), run(2, *options, f"--strategy={strategy}")
+    assert_same_training(whole, alone, steps=4)
+    (checkpoint,) = whole.glob("step=2*.ckpt")
+    assert_same_training(run(1, *options, f"--resume={checkpoint}"), whole, steps=2)
 
 
 @pytest.mark.slow

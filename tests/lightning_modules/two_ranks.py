@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import torch
+from lightning import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_modules.callbacks import HFExport
 from lightning_modules.functional.policy_losses import LossSettings
+from lightning_modules.policy.adapters import LoraSettings
 from lightning_modules.strategies import FSDP2Strategy
 from tests.lightning_modules.module_runs import data_module, grpo_module, sft_module, trainer
 
@@ -28,6 +30,9 @@ def parse(arguments):
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--loss", default="grpo")
     parser.add_argument("--beta", type=float, default=0.0)
+    parser.add_argument("--sync", type=int, help="reference_sync_steps")
+    parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--quantisation")
     parser.add_argument("--freeze", nargs="*", default=[])
     parser.add_argument("--resume", help="checkpoint")
     parser.add_argument("--in_file_order", action="store_true")
@@ -45,10 +50,13 @@ def module_of(given):
         return sft_module(given.model, freeze=given.freeze)
     settings = LossSettings(beta=given.beta)
     options = {"loss": given.loss, "loss_settings": settings, "freeze": given.freeze}
+    options |= {"reference_sync_steps": given.sync, "lora": LoraSettings(r=4) if given.lora else None}
+    options |= {"quantisation": given.quantisation}
     return grpo_module(given.model, micro_batch_groups=1, advantage_scale="batch", **options)
 
 
 def run(given):
+    seed_everything(0, verbose=False)  # adapters begin at random
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     sft = given.stage == "sft"
     data = data_module(

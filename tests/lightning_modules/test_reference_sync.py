@@ -1,0 +1,60 @@
+"""A reference that becomes the policy every few steps."""
+
+import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_modules.functional.policy_losses import LossSettings
+from lightning_modules.policy.adapters import LoraSettings
+from tests.lightning_modules.module_runs import data_module, grpo_module, scalars, trainer
+
+
+def train(tiny_folder, mixed_data, folder, *, steps=4, ckpt_path=None, **options):
+    module = grpo_module(tiny_folder, loss_settings=LossSettings(beta=0.5), **options)
+    data = data_module(tiny_folder, mixed_data, train_format="prompts")
+    saving = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    run = trainer(folder, max_steps=steps, limit_val_batches=0, callbacks=[saving])
+    run.fit(module, data, ckpt_path=ckpt_path)
+    return scalars(folder)
+
+
+def test_the_policy_begins_again_at_its_reference(tiny_folder, mixed_data, tmp_path):
+    logged = train(tiny_folder, mixed_data, tmp_path, reference_sync_steps=2)
+    first, second, third, fourth = logged["train/kl"]
+    # Before the first step and after each copy both are one model; a step parts them.
+    assert first == pytest.approx(0, abs=1e-9)
+    assert second > 1e-6
+    assert third == pytest.approx(0, abs=1e-9)
+    assert fourth > 1e-6
+
+
+def test_several_optimizer_steps_of_one_batch_may_jump_over_a_multiple(tiny_folder, mixed_data, tmp_path):
+    logged = train(tiny_folder, mixed_data, tmp_path, steps=6, inner_epochs=2, reference_sync_steps=3)
+    # Batches end at steps 2, 4 and 6: only the second and the third end at or beyond a new multiple of 3.
+    first, second, third = logged["train/kl"]
+    assert first == pytest.approx(0, abs=1e-9)
+    assert second > 1e-6
+    assert third == pytest.approx(0, abs=1e-9)
+
+
+def test_a_resumed_run_has_the_reference_of_its_checkpoint(tiny_folder, mixed_data, tmp_path):
+    whole = train(tiny_folder, mixed_data, tmp_path / "whole", reference_sync_steps=2)
+    (checkpoint,) = (tmp_path / "whole").glob("step=3*.ckpt")
+    resumed = train(tiny_folder, mixed_data, tmp_path / "rest", ckpt_path=checkpoint, reference_sync_steps=2)
+    for tag in ("train/kl", "train/loss", "train/grad_norm"):
+        assert resumed[tag] == pytest.approx(whole[tag][3:], rel=1e-5), tag
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reference_sync_steps": 0}, "reference_sync_steps is 0; it must be >= 1"),
+        ({"reference_sync_steps": 5}, "reference_sync_steps is 5, but model.loss_settings.beta is 0"),
+        (
+            {"reference_sync_steps": 5, "lora": LoraSettings(r=2), "loss_settings": LossSettings(beta=0.1)},
+            "reference_sync_steps is 5, but with model.lora the reference is the model without its adapters",
+        ),
+    ],
+)
+def test_what_cannot_be_synced_is_refused(tiny_folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        grpo_module(tiny_folder, **{"loss_settings": LossSettings(beta=0.0), **options})
