@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# One task per GPU; Lightning reads ranks and addresses from SLURM's variables. Arguments go to `cli.py fit`:
+#   sbatch --nodes 2 docs/examples/train_slurm.sh -c configs/grpo/qwen2_5_vl_7b.yaml
+# Submitted again, it continues where the newest last.ckpt stands.
+#SBATCH --job-name=videorft
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --output=slurm-%j.out
+set -euo pipefail
+cd "$SLURM_SUBMIT_DIR" # the repository
+
+# --kill-on-bad-exit: when the watchdog ends one rank, srun ends the others. --label: every line begins with its rank.
+srun --kill-on-bad-exit=1 --label \
+  "${PYTHON:-python}" cli.py fit "$@" \
+  -c "${TRAINER:-configs/trainer/fsdp_multinode.yaml}" \
+  --trainer.num_nodes "$SLURM_JOB_NUM_NODES" --trainer.devices "$SLURM_NTASKS_PER_NODE" --ckpt_path last
