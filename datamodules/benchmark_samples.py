@@ -16,7 +16,8 @@ import numpy as np
 
 from datamodules.benchmark_layouts import MVBENCH_TASKS
 from datamodules.benchmarks import BENCHMARKS
-from datamodules.synthetic import FRAMES, FRAMES_PER_SECOND, ORDER_COLORS, Flash, Scene, render, write_clip
+from datamodules.synthetic import ORDER_COLORS
+from datamodules.synthetic_scene import FRAMES, FRAMES_PER_SECOND, Flash, Scene, render, write_clip
 
 ITEMS = 4
 """Questions of a sample, and videos."""

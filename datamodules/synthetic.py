@@ -4,8 +4,6 @@ A scene is a plain background on which colored shapes flash. It is drawn and enc
 that every later stage (decoding, encoding, sampling, rewards) works on what it meets in earnest. The chain of
 thought of the fine-tuning split comes from a teacher with two systematic faults, both of which an answer-only
 reward can mend: it mistakes the last color for the first, and it overlooks a flash at the very end.
-
-Shapes: F frames, H height, W width.
 """
 
 from __future__ import annotations
@@ -19,60 +17,20 @@ from typing import Any, Literal
 import numpy as np
 
 from datamodules.generated_folder import publish_folder
+from datamodules.synthetic_scene import COLORS, FRAMES, SIZE, Flash, Scene, Shape, render, write_clip, write_media
 from datamodules.types import DataType
 from rewards.types import ProblemType
 
 Task = Literal["order", "count"]
-Shape = Literal["square", "circle"]
 
-COLORS: dict[str, tuple[int, int, int]] = {
-    "red": (230, 30, 30),
-    "green": (30, 200, 30),
-    "blue": (40, 60, 240),
-    "yellow": (240, 230, 30),
-    "white": (245, 245, 245),
-    "purple": (160, 40, 200),
-}
 ORDER_COLORS = ("red", "green", "blue", "yellow")
 ORDER_OPTIONS = ("A. red", "B. green", "C. blue", "D. yellow")
 NUM_CHOICES = 4
 """Answers that either task can have; a uniform guess is right once in this many times."""
-SIZE = 56
-FRAMES = 16
-FRAMES_PER_SECOND = 8
 SLOTS = 4
 """A counted shape flashes in some of this many equal parts of the clip, at most once in each."""
 
 _STREAMS = {"sft": 0, "rl": 1, "eval": 2, "corpus": 3, "mixed": 4}  # one random stream each, so splits share no scene
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flash:
-    """One shape that stands still while it is visible. Lengths are shares of the picture's shorter side."""
-
-    start: int
-    """First frame in which the shape is visible."""
-    stop: int
-    """First frame in which it is gone."""
-    color: str
-    """A key of `COLORS`."""
-    shape: Shape
-    center: tuple[float, float]
-    """x as a share of the width, y as a share of the height."""
-    radius: float
-    """Radius of a circle, half the side of a square."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scene:
-    """Everything that is to be seen in a clip."""
-
-    background: tuple[int, int, int]
-    """RGB, 0..255."""
-    flashes: tuple[Flash, ...]
-    frames: int = FRAMES
-    height: int = SIZE
-    width: int = SIZE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,36 +57,6 @@ class SyntheticDataset:
     sft: Path
     rl: Path
     eval: Path
-
-
-def render(scene: Scene) -> np.ndarray:
-    """Draw a scene; a pure function of it.
-
-    Returns:
-        uint8 [F, H, W, 3], RGB.
-    """
-    frames = np.empty((scene.frames, scene.height, scene.width, 3), np.uint8)
-    frames[:] = scene.background
-    y, x = np.ogrid[: scene.height, : scene.width]
-    for flash in scene.flashes:
-        radius = flash.radius * min(scene.height, scene.width)
-        dx, dy = x - flash.center[0] * scene.width, y - flash.center[1] * scene.height
-        inside = np.maximum(abs(dx), abs(dy)) <= radius if flash.shape == "square" else dx**2 + dy**2 <= radius**2
-        frames[flash.start : flash.stop, inside] = COLORS[flash.color]
-    return frames
-
-
-def write_clip(path: Path, frames: np.ndarray, *, fps: int = FRAMES_PER_SECOND) -> None:
-    """Encode frames, uint8 [F, H, W, 3] with even H and W, as an H.264 mp4 file (yuv420p, nearly lossless)."""
-    import av
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps)
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        stream.options = {"crf": "12", "preset": "ultrafast", "threads": "1"}
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
 
 
 def questions(rng: np.random.Generator, count: int, *, teacher_error: float = 0.0) -> Iterator[Question]:
@@ -215,7 +143,7 @@ def write_mixed_dataset(output: Path, *, seed: int, count: int) -> Path:
         for index in range(count):
             record, shown = _mixed_record(rng, index)
             if shown is not None:
-                _write_media(folder / record["path"], shown)
+                write_media(folder / record["path"], shown)
             records.append(record)
         _write_jsonl(folder / "mixed.jsonl", records)
 
@@ -356,18 +284,3 @@ def _mixed_record(rng: np.random.Generator, index: int) -> tuple[dict[str, Any],
 
 def _texts(thought: str, answer: str) -> dict[str, str]:
     return {"process": f"<think> {thought}</think>", "solution": f"<answer>{answer}</answer>"}
-
-
-def _write_media(path: Path, shown: Scene | str) -> None:
-    """Save a scene as a clip (.mp4) or its first frame as an image (.png), or a text as an image."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    if isinstance(shown, str):
-        image = Image.new("RGB", (SIZE * 3 // 2, SIZE))
-        font = ImageFont.load_default(size=32)
-        ImageDraw.Draw(image).text((SIZE // 3, SIZE // 4), shown, fill=COLORS["white"], font=font)
-        image.save(path)
-    elif path.suffix == ".mp4":
-        write_clip(path, render(shown))
-    else:
-        Image.fromarray(render(shown)[0]).save(path)

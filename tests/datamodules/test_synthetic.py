@@ -8,18 +8,8 @@ import numpy as np
 import pytest
 
 from datamodules.generated_folder import MANIFEST
-from datamodules.synthetic import (
-    COLORS,
-    FRAMES,
-    NUM_CHOICES,
-    Flash,
-    Scene,
-    corpus,
-    questions,
-    render,
-    write_dataset,
-    write_mixed_dataset,
-)
+from datamodules.synthetic import NUM_CHOICES, corpus, questions, write_dataset, write_mixed_dataset
+from datamodules.synthetic_scene import COLORS, FRAMES, Flash, Scene, render
 from rewards.types import ProblemType
 
 SMALL = {"seed": 3, "sft_clips": 6, "rl_clips": 4, "eval_clips": 4, "progress": False}
