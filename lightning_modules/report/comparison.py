@@ -5,6 +5,7 @@ A difference is this run minus the other one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -220,7 +221,7 @@ def _settings_block(run: EvaluationRun, other: EvaluationRun) -> Block:
         for each in (run, other)
     )
     rows = [
-        (name, ours.get(name, ABSENT), theirs.get(name, ABSENT))
+        (name, *(_short_digest(settings.get(name, ABSENT)) for settings in (ours, theirs)))
         for name in dict.fromkeys((*ours, *theirs))
         if ours.get(name) != theirs.get(name)
     ]
@@ -232,6 +233,10 @@ def _settings_block(run: EvaluationRun, other: EvaluationRun) -> Block:
         rows=rows,
         text_columns=3,
     )
+
+
+def _short_digest(text: str) -> str:
+    return f"{text[:12]}…" if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
 def _named(run: EvaluationRun) -> str:

@@ -10,10 +10,12 @@ from lightning_modules.report.breakdowns import field_title, in_reading_order
 from lightning_modules.report.examples import Example
 from lightning_modules.report.markup import Markup, element, joined
 from rewards.answer_format import parse_response
-from rewards.benchmark_predictions import Prediction
 
 LONGEST_TEXT = 6000
 """Characters of a text on the page; the middle of a longer one is left out, and the page says so."""
+
+NOTHING = "(nothing)"
+"""Stands where the model wrote an empty text."""
 
 OUTCOMES = ("right", "partly right", "wrong", "failed", "ungraded")
 CHANGES = {"gained": "better than the other run", "lost": "worse than the other run", "same": "as the other run"}
@@ -159,16 +161,16 @@ def _figure(example: Example) -> Markup:
 
 def _answers(example: Example) -> Markup:
     prediction = example.prediction
-    rows = [("Answer", _said(prediction)), ("Gold", prediction.gold)]
+    failed = "(failed)"
+    rows = [
+        ("Answer", failed if prediction.answer is None else prediction.answer or NOTHING),
+        ("Gold", prediction.gold),
+    ]
+    if example.failure is not None:
+        rows.insert(1, ("Reason", example.failure))
     if example.other is not None:
-        rows.append(("Other run", _said(example.other)))
+        rows.append(("Other run", failed if example.other.answer is None else example.other.answer or NOTHING))
     return element("dl", *(joined(element("dt", name), element("dd", bounded(text))) for name, text in rows))
-
-
-def _said(prediction: Prediction) -> str:
-    if prediction.failure is not None:
-        return f"failed: {prediction.failure}"
-    return prediction.answer or "(nothing)"
 
 
 def _reasoning(completion: str) -> Markup:
@@ -180,4 +182,4 @@ def _reasoning(completion: str) -> Markup:
         title, text = "Whole completion", completion
     words = len(text.split())
     summary = element("summary", f"{title} ({words:,} word{'' if words == 1 else 's'})")
-    return element("details", summary, element("div", bounded(text) or "(nothing)", class_="reasoning"))
+    return element("details", summary, element("div", bounded(text) or NOTHING, class_="reasoning"))

@@ -53,6 +53,8 @@ class Example:
     """None where there are no frames."""
     strip_note: str
     """What the strip shows, or why there is none."""
+    failure: str | None
+    """Why there is no answer, without folders of the machine; None if there is one."""
     other: Prediction | None
     """The same item of the run that this one is compared with."""
     change: Change | None
@@ -84,6 +86,7 @@ def make_examples(
 
         for prediction in choose(predictions, limit, kind=kind):
             strip, note = _strip(prediction, data_root, profile, reader)
+            roots = [] if data_root is None else [data_root]
             outcome, change = kind(prediction)
             scores = {score for protocol, score in prediction.scores.items() if protocol not in prediction.ungraded}
             examples.append(
@@ -93,7 +96,8 @@ def make_examples(
                     disagree=len(scores) > 1,
                     groups=tuple(f"{field}/{value}" for field, value in prediction.breakdown.items()),
                     strip=strip,
-                    strip_note=note,
+                    strip_note=run.without_folders(note, *roots),
+                    failure=None if prediction.failure is None else run.without_folders(prediction.failure),
                     other=others.get(prediction.problem_id),
                     change=change,
                 )
@@ -161,11 +165,8 @@ def _strip(
         clip = read_media(_record(prediction), data_root, profile, reader=reader)
     except ValueError as error:
         # The report is about the run, which may have had the file or may have failed on it: the card says what is
-        # wrong with it now. Folders of this machine do not belong on the page.
-        reason = str(error)
-        for root in (str(data_root.resolve()), str(data_root)):
-            reason = reason.replace(f"{root}/", "").replace(root, "as given")
-        return None, f"No frames: {reason}"
+        # wrong with it now.
+        return None, f"No frames: {error}"
     assert clip is not None, "an item with a path has media"
     shown = film_strip(
         clip.frames,

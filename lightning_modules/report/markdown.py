@@ -42,5 +42,5 @@ def _table(table: Table) -> str:
 
 def _cell(cell: Cell) -> str:
     if isinstance(cell, Score):
-        return escaped(f"{cell.text} {cell.interval}".strip())
+        return f"{cell.text} {cell.interval}".strip()
     return escaped(cell)

@@ -181,12 +181,16 @@ def failures_section(run: EvaluationRun) -> Section:
     counts = Counter(BENCHMARKS[prediction.benchmark].title for prediction in failed)
     by_benchmark = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     blocks: list[Block] = [
-        Paragraph(kind="warning", text=f"{len(failed):,} of {total:,} items have no answer: {by_benchmark}."),
+        Paragraph(kind="warning", text=f"Without an answer: {len(failed):,} of {total:,} items ({by_benchmark})."),
         Table(
             caption="Why items failed",
             header=("Benchmark", "problem_id", "Reason"),
             rows=[
-                (BENCHMARKS[prediction.benchmark].title, prediction.problem_id, str(prediction.failure))
+                (
+                    BENCHMARKS[prediction.benchmark].title,
+                    prediction.problem_id,
+                    run.without_folders(str(prediction.failure)),
+                )
                 for prediction in failed[:MOST_FAILURES]
             ],
             text_columns=3,
@@ -217,16 +221,17 @@ def settings_section(run: EvaluationRun) -> Section:
 
 
 def flattened(value: Any, prefix: str = "") -> dict[str, str]:
-    """Nested mappings as `a.b.c` -> text; anything else but text is written as JSON."""
+    """Nested mappings as `a.b.c` -> text, written as JSON where it is no text or its ends could not be seen."""
     if isinstance(value, Mapping) and value:
         items = [flattened(part, f"{prefix}.{name}" if prefix else str(name)) for name, part in value.items()]
         return {name: text for part in items for name, text in part.items()}
-    return {prefix: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}
+    visible = isinstance(value, str) and value == value.strip() != "" and "\n" not in value
+    return {prefix: value if visible else json.dumps(value, ensure_ascii=False)}
 
 
 def run_label(model: str) -> str:
-    """A model's name short enough for a table's header: the last part of a path or hub name."""
-    return model.rstrip("/").rsplit("/", 1)[-1] or model
+    """A model's name short enough for a table's header: a hub name, or the last two parts of a path."""
+    return "/".join(part for part in model.split("/")[-2:] if part) or model
 
 
 def _share(part: int, whole: int) -> str:

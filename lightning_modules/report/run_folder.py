@@ -38,6 +38,26 @@ class EvaluationRun:
     def protocols(self) -> list[Protocol]:
         return list(self.results["protocols"])
 
+    def without_folders(self, text: str, *roots: Path) -> str:
+        """`text` with paths below the data root, and those of the data files, as they are known in the benchmark.
+
+        A report goes to others, and equal runs on two machines give equal reports.
+
+        Args:
+            text: such as the reason of a failure.
+            roots: further data roots.
+        """
+        paths = self.manifest["paths"]
+        for file in map(Path, paths["files"].values()):
+            text = text.replace(str(file.resolve()), file.name)
+        # Longer spellings first; a relative one is no folder of a machine, and may be a word of the text.
+        spellings = {
+            str(path) for root in (Path(paths["data_root"]), *roots) for path in (root.absolute(), root.resolve())
+        }
+        for spelling in sorted(spellings, key=lambda root: (-len(root), root)):
+            text = text.replace(f"{spelling}/", "").replace(spelling, "as given")
+        return text
+
     def means(self, benchmark: str, protocol: Protocol) -> Mapping[str, Mapping[str, float | None]]:
         """Name -> value, low, high in the protocol's unit, and scored, failed."""
         return self.results["benchmarks"][benchmark]["protocols"][protocol]["means"]

@@ -108,7 +108,7 @@ def test_published_numbers_stand_beside_ours_with_their_source(tmp_path):
     section = paper_section(run)
     assert "7 billion parameters" in prose(section) and "arXiv 2505.12434" in prose(section)
     found = table(section, "This run")
-    assert found.header[2:] == ("tiny", "VideoRFT-7B", "Video-R1-7B", "Qwen2.5-VL-7B", "VideoRFT-3B")
+    assert found.header[2:] == ("models/tiny", "VideoRFT-7B", "Video-R1-7B", "Qwen2.5-VL-7B", "VideoRFT-3B")
     assert texts(found.rows[0]) == [
         "Video-MME (4 of 2,700 items)",
         "videorft, accuracy",
@@ -154,6 +154,32 @@ def test_what_one_protocol_does_not_grade_is_said(tmp_path):
 def test_failures_are_listed_with_their_reasons(tmp_path):
     run = run_of(tmp_path / "run", answered("mmvu", ["A", None]))
     assert [list(row) for row in table(failures_section(run), "Why").rows] == [["MMVU", "1", "the file is cut off"]]
+
+
+def test_reasons_name_no_folder_of_the_machine(tmp_path):
+    predictions = answered("mmvu", [None])
+    reason = f"{tmp_path}/eval_mmvu.json:1 (problem_id 0): {tmp_path}/data/a.mp4 is cut off (data root {tmp_path}/data)"
+    predictions = [replace(predictions[0], failure=reason)]
+    folder = write_run_folder(tmp_path / "run", tmp_path / "data", predictions)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["paths"]["files"] = {"mmvu": f"{tmp_path}/eval_mmvu.json"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    section = failures_section(load_run(folder))
+    (row,) = table(section, "Why").rows
+    assert row[2] == "eval_mmvu.json:1 (problem_id 0): a.mp4 is cut off (data root as given)"
+
+
+def test_a_relative_data_root_is_no_word_to_replace(tmp_path):
+    predictions = [replace(answered("mmvu", [None])[0], failure=f"{Path.cwd()}/data/a.mp4: invalid data in data/a")]
+    section = failures_section(load_run(write_run_folder(tmp_path / "run", Path("data"), predictions)))
+    assert table(section, "Why").rows[0][2] == "a.mp4: invalid data in data/a"
+
+
+def test_settings_show_where_a_text_ends(tmp_path):
+    run = run_of(tmp_path / "run", answered("mmvu", ["A"]), separator="\n", prefix="", instruction=" Look.", limit=None)
+    rows = dict(table(settings_section(run), "Identity").rows)
+    assert rows["settings.separator"] == '"\\n"' and rows["settings.prefix"] == '""'
+    assert rows["settings.instruction"] == '" Look."' and rows["settings.limit"] == "null"
 
 
 def test_settings_leave_out_who_ran_it_when_and_where(tmp_path):
