@@ -21,9 +21,7 @@ def report(
 
     files = write_report(run, compare=compare, output=output, examples=examples, data_root=data_root)
     if files.without_frames:
-        print(
-            f"{files.without_frames} examples have no film strip, because their media could not be read; each says why"
-        )
+        print(f"Examples without frames, because their media could not be read: {files.without_frames}; each says why")
     print(f"Report: {files.html}\nTables: {files.markdown}")
 
 
