@@ -164,9 +164,10 @@ def test_a_checkpoint_of_one_rank_resumes_on_sharded_ranks(run, stage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_accumulated_batches_exchange_gradients_once(run, strategy):
-    options = ("--stage=sft", "--steps=2", "--accumulate=2")
+@pytest.mark.parametrize("options", [("--stage=sft", "--accumulate=2"), ("--beta=0.04",)], ids=["sft", "grpo"])
+@pytest.mark.parametrize("strategy", [*STRATEGIES, "fsdp2_every"])
+def test_several_backward_passes_make_one_step(run, strategy, options):
+    options = (*options, "--steps=2")
     assert_same_training(run(2, *options, f"--strategy={strategy}"), run(1, *options), steps=2)
 
 

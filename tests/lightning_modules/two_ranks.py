@@ -22,9 +22,8 @@ def parse(arguments):
     parser.add_argument("data", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--stage", default="grpo", choices=("sft", "grpo"))
-    parser.add_argument(
-        "--strategy", default="auto", choices=("auto", "ddp", "fsdp2", "fsdp2_folders", "fsdp2_offload")
-    )
+    kinds = ("fsdp2", "fsdp2_folders", "fsdp2_offload", "fsdp2_every")
+    parser.add_argument("--strategy", default="auto", choices=("auto", "ddp", *kinds))
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--accumulate", type=int, default=1)
@@ -42,7 +41,11 @@ def parse(arguments):
 def strategy_of(name):
     if not name.startswith("fsdp2"):
         return name
-    return FSDP2Strategy(save_distributed_checkpoint=name.endswith("folders"), cpu_offload=name.endswith("offload"))
+    return FSDP2Strategy(
+        save_distributed_checkpoint=name.endswith("folders"),
+        cpu_offload=name.endswith("offload"),
+        reduce_every_backward=name.endswith("every"),
+    )
 
 
 def module_of(given):
