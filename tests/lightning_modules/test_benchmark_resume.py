@@ -195,7 +195,7 @@ def test_five_kills_of_the_process_change_no_byte(tiny_folder, benchmark_data, o
         process.wait()
         reached.append(rows_on_disk(tmp_path))
     assert all(rows >= point for rows, point in zip(reached, points, strict=True))
-    assert reached[0] < total, "no kill came before the end"
+    assert sum(rows < total for rows in reached) >= 3, f"too few kills came before the end: {reached}"
     completed(sys.executable, *command_line(tiny_folder, benchmark_data, tmp_path))
     assert bytes_of(tmp_path) == one_process
 
