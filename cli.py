@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from lightning_modules import error_messages
 from lightning_modules.commands.check_command import check_command
+from lightning_modules.commands.convert_command import convert_command
 from lightning_modules.commands.demo_command import demo_command
 from lightning_modules.commands.export_command import export_command
 from lightning_modules.commands.report_command import report_command
@@ -145,6 +146,7 @@ COMMANDS: dict[str, Command] = {
     "predict": Command(lightning_command, "answer questions"),
     "demo": Command(partial(demo_command, run=lightning_command), "teach a tiny model on the CPU, without a download"),
     "check": Command(partial(check_command, parse=parse_run), "look at data, rewards or memory before training"),
+    "convert": Command(convert_command, "make a benchmark's data file from its authors' annotation"),
     "report": Command(report_command, "tables, plots and examples of a benchmark run"),
     "export": Command(partial(export_command, parse=parse_run), "make a Hugging Face folder of a checkpoint"),
 }

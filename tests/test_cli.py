@@ -254,7 +254,8 @@ def test_lightning_speaks_of_the_run_and_not_of_its_platform(run_yaml, caplog):
 def test_overview_lists_every_command(capsys):
     assert status("--help") == 0
     listed = re.findall(r"^  (\w+) ", capsys.readouterr().out, re.MULTILINE)
-    assert listed == ["fit", "validate", "test", "predict", "demo", "check", "report", "export"] == list(cli.COMMANDS)
+    commands = ["fit", "validate", "test", "predict", "demo", "check", "convert", "report", "export"]
+    assert listed == commands == list(cli.COMMANDS)
 
 
 @pytest.mark.parametrize(

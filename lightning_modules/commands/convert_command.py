@@ -1,0 +1,38 @@
+"""`python cli.py convert BENCHMARK FILE ...`: a benchmark's own annotation as the data file of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def convert_command(arguments: Sequence[str]) -> None:
+    """Make the data file of a benchmark from its authors' annotation."""
+    from jsonargparse import ArgumentParser
+
+    from datamodules.benchmark_conversion import CONVERTERS, convert_files
+    from datamodules.benchmarks import BENCHMARKS
+
+    parser = ArgumentParser(prog="cli.py convert", description=convert_command.__doc__)
+    parser.add_argument("benchmark", choices=list(CONVERTERS))
+    parser.add_argument(
+        "files",
+        nargs="+",
+        help="annotation files (.json, .jsonl, .parquet); PART=FILE for videommmu, mvbench and tempcompass, whose "
+        "files do not name their track or task",
+    )
+    parser.add_argument("--output", required=True, help="the data file; an earlier one is replaced")
+    parser.add_argument("--folder", help="folder of the videos, relative to the data root; default: the authors'")
+    parser.add_argument(
+        "--question_only",
+        action="store_true",
+        help="videommmu: the clips without the lecture, for the score before it",
+    )
+    given = parser.parse_args(list(arguments[1:]))
+    if given.question_only and given.benchmark != "videommmu":
+        raise ValueError(f"--question_only belongs to videommmu; {given.benchmark} has no such clips.")
+    options = {"folder": given.folder} if given.folder else {}
+    options |= {"question_only": True} if given.question_only else {}
+    count = convert_files(given.benchmark, given.files, Path(given.output), options)
+    benchmark = BENCHMARKS[given.benchmark]
+    print(f"{count:,} questions in {given.output}; {benchmark.title} has {benchmark.items:,} in full")
