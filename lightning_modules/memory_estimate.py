@@ -8,8 +8,8 @@ A Qwen2-VL tower is treated as Qwen2.5-VL's.
 
 Shapes: B prompts, m of them per backward pass, G completions per prompt, S = m G sequences, P prompt tokens, C
 completion tokens, L tokens of the packed row, N vision patches of D numbers, H and I hidden and feed-forward size, E
-and F those of the tower, K key or value width (KV heads times head size), V vocabulary. Bytes per number: w weights, c
-computation, r residual stream of the language model.
+and F those of the tower, K key or value width (KV heads times head size), V vocabulary. Bytes per number: c of the
+computation, r of the language model's residual stream.
 """
 
 from __future__ import annotations
@@ -100,11 +100,10 @@ def rollout_bytes(a: Architecture, s: Setup, work: Workload) -> tuple[float, flo
 def estimate(a: Architecture, parts: Sequence[PartSize], s: Setup, work: Workload) -> Estimate:
     """Everything together, on one rank."""
     trainable = sum(part.trainable for part in parts)
-    gradients = trainable * s.weight_bytes * s.share
+    gradients = trainable * s.trained_bytes * s.share
     if s.replicated:
         gradients *= 2  # DDP's buckets
-    casts = sum(min(part.linear, part.trainable) for part in parts) * s.compute_bytes if s.mixed else 0.0
-    activations = _activations(a, s, work)
+    activations = _activations(a, parts, s, work)
     rollout = rollout_bytes(a, s, work) if work.sampling else (0.0, 0.0, 0.0)
     gathered = rollout_gathered = 0.0
     if s.sharded:
@@ -116,7 +115,7 @@ def estimate(a: Architecture, parts: Sequence[PartSize], s: Setup, work: Workloa
         reference=weights if s.reference else 0.0,
         optimizer=trainable * s.optimizer_bytes * s.share,
         gradients=gradients,
-        casts=casts,
+        casts=activations.language_casts + activations.vision_casts,
         gathered=gathered,
         language_activations=activations.language,
         vision_activations=activations.vision,
@@ -133,6 +132,9 @@ def estimate(a: Architecture, parts: Sequence[PartSize], s: Setup, work: Workloa
 class _Activations(NamedTuple):
     language: float
     vision: float
+    language_casts: float
+    """Copies of weights in the type of the computation that are kept along with the activations."""
+    vision_casts: float
     layer: float
     """One decoder layer under backward: gradients, and what checkpointing computes again."""
     block: float
@@ -141,10 +143,11 @@ class _Activations(NamedTuple):
     one_layer: float
 
 
-def _activations(a: Architecture, s: Setup, work: Workload) -> _Activations:
+def _activations(a: Architecture, parts: Sequence[PartSize], s: Setup, work: Workload) -> _Activations:
     """Kept from forward to backward: all layers' intermediates, or with checkpointing their inputs; the final norm,
     rotary tables and predicting states; the tower's ends. Under backward: 2 c L I + 2 r L H, of the tower
-    2 c N (F + E)."""
+    2 c N (F + E). Lightning's autocast caches nothing: a linear layer's copy of its weights is kept for its backward
+    pass, or with checkpointing made again."""
     row, patches, c, r = work.row_tokens, work.micro_prompts * work.patches, s.compute_bytes, s.residual_bytes
     layer = decoder_layer_bytes(a, s, work)
     language = a.layers * (row * a.hidden * r if s.checkpointing else layer)
@@ -157,11 +160,16 @@ def _activations(a: Architecture, s: Setup, work: Workload) -> _Activations:
     vision += _tower_ends_bytes(a, s, patches)
     layer_work = 2 * row * (c * a.intermediate + r * a.hidden)
     block_work = 2 * c * patches * (a.vision_intermediate + a.vision_hidden)
+    casts = {part.name: c * part.linear for part in parts} if s.mixed else {}
+    kept = (casts.get("language_model", 0.0), casts.get("vision_tower", 0.0) + casts.get("merger", 0.0))
     if s.checkpointing:
-        layer_work, block_work = layer_work + layer, block_work + full
+        layer_work += layer + kept[0] / a.layers
+        block_work += full + kept[1] / a.vision_layers
+        kept = (0.0, 0.0)
     if s.vision_frozen:
         vision, block_work = work.prompts * work.patches // a.merge**2 * a.hidden * c, 0.0
-    return _Activations(language, vision, layer_work, block_work, head_bytes(a, s, work), layer)
+        kept = (kept[0], 0.0)
+    return _Activations(language, vision, *kept, layer_work, block_work, head_bytes(a, s, work), layer)
 
 
 def _update_peak(
@@ -171,20 +179,25 @@ def _update_peak(
 
     While a lone micro-batch runs backward, activations go as gradients come, so this is the largest of: output
     projection with all activations; last decoder layer; first decoder layer with the decoder's gradients; tower; all
-    gradients (and, tied, a second one of the embeddings). Otherwise gradients are there from the start, and one more
-    of the largest parameter while it is added.
+    gradients (and, tied, a second one of the embeddings). Fine-tuning (Lightning's automatic optimisation) drops the
+    gradients of the step before only after the forward pass, so there they meet all activations. With more
+    micro-batches gradients are there from the start, and one more of the largest parameter while it is added.
     """
-    gradient = {part.name: part.trainable * s.weight_bytes * s.share for part in parts}
+    gradient = {part.name: part.trainable * s.trained_bytes * s.share for part in parts}
     tables, decoder = gradient["embeddings"], gradient["language_model"] + gradient.get("adapters", 0.0)
     output = tables if a.tied else tables / 2
-    table = a.vocabulary * a.hidden * s.weight_bytes * s.share if tables else 0.0
+    table = a.vocabulary * a.hidden * s.trained_bytes * s.share if tables else 0.0
+    vision = held.vision + held.vision_casts
+    everything = held.language + held.language_casts + vision
     points = [
-        (held.language + held.vision + held.head, output),
-        (held.language + held.vision + held.layer, output + decoder / a.layers),
-        (held.vision + held.layer + (0.0 if s.checkpointing else held.one_layer), output + decoder),
-        (held.vision + held.block, output + decoder),
+        (everything + held.head, output),
+        (everything + held.layer, output + decoder / a.layers),
+        (vision + held.layer + (0.0 if s.checkpointing else held.one_layer), output + decoder),
+        (vision + held.block, output + decoder),
         (table if a.tied else 0.0, sum(gradient.values())),
     ]
+    if not work.sampling:
+        points.append((everything + held.head, sum(gradient.values())))
     if work.micro_batches == 1 and not s.replicated:
         return max(memory + arrived for memory, arrived in points)
     return max(memory for memory, _ in points) + gradients + table
@@ -196,9 +209,10 @@ def _gathered_bytes(parts: Sequence[PartSize], s: Setup, work: Workload) -> floa
     layers = max(part.largest_layer for part in parts)
     tables = sum(part.parameters for part in parts if part.name == "embeddings")
     waiting = sum(part.trainable for part in parts) if work.micro_batches > 1 and not s.reduce_every_backward else 0
-    return (tables + 3 * layers) * s.compute_bytes + waiting * s.weight_bytes
+    return (tables + 3 * layers) * s.compute_bytes + waiting * s.trained_bytes
 
 
 def _step_copies(a: Architecture, s: Setup, trainable: int) -> float:
-    """AdamW over all parameters at once holds the root of the second moment; the CPU takes one parameter at a time."""
-    return (trainable if s.cuda else min(trainable, a.vocabulary * a.hidden)) * s.weight_bytes * s.share
+    """AdamW over all parameters at once holds the root of the second moment. The CPU takes one parameter at a time,
+    with the root and its quotient."""
+    return (trainable if s.cuda else 2 * min(trainable, a.vocabulary * a.hidden)) * s.trained_bytes * s.share

@@ -150,7 +150,7 @@ def check_memory(
             raise ValueError(f"--{name} is {value}; it must be > 0.")
     config = model_config(module.model_name_or_path)
     sizes, setup = architecture(config), setup_of(module, trainer, ranks)
-    parts = count_parts(module, config, setup.weight_bytes)
+    parts = count_parts(module, config, setup)
     profile = data.train_profile
 
     def work_of(frames: int) -> Workload:

@@ -132,7 +132,7 @@ def architecture(config: PretrainedConfig) -> Architecture:
     )
 
 
-def count_parts(module: PolicyModule, config: PretrainedConfig, weight_bytes: int) -> list[PartSize]:
+def count_parts(module: PolicyModule, config: PretrainedConfig, setup: Setup) -> list[PartSize]:
     """Parameters of every part of the model that `module` would load, adapters included."""
     from transformers import AutoModelForImageTextToText
 
@@ -159,7 +159,7 @@ def count_parts(module: PolicyModule, config: PretrainedConfig, weight_bytes: in
             parameters=total[part],
             trainable=total[part] if _trains(module, part) else 0,
             linear=linear[part],
-            bytes_each=_bytes_each(module, part, linear[part] / total[part], weight_bytes),
+            bytes_each=_bytes_each(module, part, linear[part] / total[part], setup),
             largest_layer=max((size for (owner, _), size in layers.items() if owner == part), default=0),
         )
         for part in total
@@ -178,10 +178,12 @@ def _trains(module: PolicyModule, part: str) -> bool:
     return part == "adapters" if module.lora is not None else part not in module.freeze_parts
 
 
-def _bytes_each(module: PolicyModule, part: str, linear_share: float, weight_bytes: int) -> float:
+def _bytes_each(module: PolicyModule, part: str, linear_share: float, setup: Setup) -> float:
+    if part == "adapters":
+        return setup.trained_bytes
     if module.quantisation is None or part != "language_model":
-        return weight_bytes
-    return linear_share * NF4_BYTES + (1 - linear_share) * weight_bytes
+        return setup.weight_bytes
+    return linear_share * NF4_BYTES + (1 - linear_share) * setup.weight_bytes
 
 
 def setup_of(module: PolicyModule, trainer: Mapping[str, Any], ranks: int | None) -> Setup:
@@ -195,7 +197,10 @@ def setup_of(module: PolicyModule, trainer: Mapping[str, Any], ranks: int | None
     Raises:
         ValueError: `ranks` is not positive.
     """
-    weight, compute = _precision(str(trainer.get("precision") or "32-true"), module.dtype_name)
+    precision = str(trainer.get("precision") or "32-true")
+    weight, compute = _precision(precision, module.dtype_name)
+    # peft makes adapters of 32 bit; a trainer of half precision casts them with everything else.
+    trained = weight if module.lora is None or precision in ("bf16-true", "16-true") else max(weight, 4)
     strategy = trainer.get("strategy") or "auto"
     name = strategy if isinstance(strategy, str) else strategy["class_path"]
     options = {} if isinstance(strategy, str) else strategy.get("init_args") or {}
@@ -205,12 +210,13 @@ def setup_of(module: PolicyModule, trainer: Mapping[str, Any], ranks: int | None
     eight_bit = module.optimizer_config.name != "adamw"
     return Setup(
         weight_bytes=weight,
+        trained_bytes=trained,
         compute_bytes=compute,
         checkpointing=module.gradient_checkpointing,
         chunk_rows=module.logprob_chunk_size,
         vision_frozen=not (_trains(module, "vision_tower") or _trains(module, "merger")),
         reference=isinstance(module, GRPOModule) and module.loss_settings.beta > 0 and module.lora is None,
-        optimizer_bytes=STATE_BYTES_8BIT if eight_bit else 2 * weight,
+        optimizer_bytes=STATE_BYTES_8BIT if eight_bit else 2 * trained,
         fused_optimizer=eight_bit,
         ranks=ranks,
         sharded=bool(re.search("fsdp|modelparallel|model_parallel", name, re.IGNORECASE)),

@@ -44,7 +44,7 @@ class PartSize:
     parameters: int
     trainable: int
     linear: int
-    """Parameters of linear layers, of which autocast keeps a copy; output embeddings are not among them."""
+    """Parameters of linear layers, which autocast copies; output embeddings are not among them."""
     bytes_each: float
     largest_layer: int
     """Parameters that are gathered at a time under sharding."""
@@ -55,7 +55,9 @@ class Setup:
     """How the model computes and where it lives."""
 
     weight_bytes: int
-    """Per trainable number, its gradient, and each of the two moments of 32-bit AdamW."""
+    trained_bytes: int
+    """Per trainable number, its gradient, and each of the two moments of 32-bit AdamW; adapters on weights of 16 bit
+    have 32."""
     compute_bytes: int
     checkpointing: bool
     chunk_rows: int
@@ -138,7 +140,7 @@ class Estimate:
     gradients: float
     """All of them, and DDP's buckets of the same size."""
     casts: float
-    """Autocast's copies of trainable linear weights, held until a GRPO step ends."""
+    """Autocast's copies of linear weights, kept from forward to backward; with checkpointing none is."""
     gathered: float
     """Whole layers that sharding gathers for an update."""
     language_activations: float
@@ -153,7 +155,7 @@ class Estimate:
     rollout_temporaries: float
     """The larger of prefill and drawing a token, and under sharding the gathered model."""
     update_extra: float
-    """Most that an update adds to weights, reference, optimizer state and casts, gradients included."""
+    """Most that an update adds to weights, reference and optimizer state, gradients included."""
     step_extra: float
     """The same of the optimizer's step."""
 
@@ -166,10 +168,10 @@ class Estimate:
     def phases(self) -> dict[str, float]:
         """Peak of each phase of a step; a rollout finds the gradients of the step before."""
         rollout = self.prompt_cache + self.completion_cache + self.rollout_temporaries
-        peaks = {"rollout": self.resident + self.casts + self.gradients + rollout} if rollout else {}
+        peaks = {"rollout": self.resident + self.gradients + rollout} if rollout else {}
         return peaks | {
-            "update": self.resident + self.casts + self.update_extra,
-            "optimizer step": self.resident + (self.casts if rollout else 0) + self.step_extra,
+            "update": self.resident + self.update_extra,
+            "optimizer step": self.resident + self.step_extra,
         }
 
     @property
