@@ -8,7 +8,14 @@ from typing import Any
 
 from datamodules.video_datamodule import VideoDataModule
 from lightning_modules.memory_estimate import estimate
-from lightning_modules.memory_run import architecture, count_parts, model_config, setup_of, workload_of
+from lightning_modules.memory_run import (
+    architecture,
+    count_parts,
+    devices_are_open,
+    model_config,
+    setup_of,
+    workload_of,
+)
 from lightning_modules.memory_sizes import Estimate, PartSize, Setup, Workload
 from lightning_modules.policy_module import PolicyModule
 
@@ -39,6 +46,8 @@ class MemoryReport:
     estimate: Estimate
     gpu_gib: float
     limit: FrameLimit
+    ranks_assumed: bool
+    """The configuration leaves the number of ranks to the machine, and none was given."""
     sharded_gib: float | None
     """Peak with everything spread over the ranks, where it is not."""
 
@@ -63,7 +72,8 @@ class MemoryReport:
             kind = f"a target of up to {work.completion_tokens:,} tokens each"
         return [
             f"model     {self.model}",
-            f"ranks     {setup.ranks}{spread}",
+            f"ranks     {setup.ranks}{spread}"
+            + (" (trainer.devices leaves it to the machine; give --ranks)" if self.ranks_assumed else ""),
             f"weights   {8 * setup.weight_bytes} bit, computed with in {8 * setup.compute_bytes} bit; activations "
             f"{'computed again in the backward pass' if setup.checkpointing else 'kept for the backward pass'}",
             f"step      {work.prompts} prompts per rank, {kind}; {work.micro_prompts} prompts per backward pass",
@@ -184,6 +194,7 @@ def check_memory(
             lambda frames: work_of(frames).prompt_tokens <= data.max_prompt_tokens,
             profile.temporal_patch_size,
         ),
+        ranks_assumed=ranks is None and devices_are_open(trainer),
         sharded_gib=sharded_gib,
     )
 

@@ -197,10 +197,8 @@ def setup_of(module: PolicyModule, trainer: Mapping[str, Any], ranks: int | None
     Raises:
         ValueError: `ranks` is not positive.
     """
-    precision = str(trainer.get("precision") or "32-true")
-    weight, compute = _precision(precision, module.dtype_name)
-    # peft makes adapters of 32 bit; a trainer of half precision casts them with everything else.
-    trained = weight if module.lora is None or precision in ("bf16-true", "16-true") else max(weight, 4)
+    weight, compute = _precision(str(trainer.get("precision") or "32-true"), module.dtype_name)
+    trained = weight if module.lora is None else max(weight, 4)  # peft makes adapters of 32 bit
     strategy = trainer.get("strategy") or "auto"
     name = strategy if isinstance(strategy, str) else strategy["class_path"]
     options = {} if isinstance(strategy, str) else strategy.get("init_args") or {}
@@ -232,6 +230,11 @@ def _precision(precision: str, dtype: str) -> tuple[int, int]:
     if precision.endswith("-true") and not precision.startswith("32"):
         weight = {"16": 2, "bf16": 2, "64": 8}[precision.removesuffix("-true")]
     return weight, 2 if precision in ("bf16-mixed", "16-mixed", "bf16", "16") else weight
+
+
+def devices_are_open(trainer: Mapping[str, Any]) -> bool:
+    """Whether the number of processes depends on the machine that runs."""
+    return str(trainer.get("devices") or 1) in ("auto", "-1")
 
 
 def _ranks(trainer: Mapping[str, Any]) -> int:

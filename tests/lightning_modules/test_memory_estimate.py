@@ -183,13 +183,12 @@ def test_adapters_leave_little_to_optimize_and_need_no_second_copy():
     assert sum(part.trainable for part in parts.values()) == parts["adapters"].trainable
     assert 0.51 < parts["language_model"].bytes_each < 0.53  # 4 bits and scales; norms and biases are few
     assert not setup_of(module, {}, None).reference
-    # On weights of 16 bit: two moments of 32 bit, and the adapters themselves, unless all is cast.
+    # On weights of 16 bit: two moments of 32 bit, and the adapters themselves.
     half = grpo_module(lora=settings, dtype="bfloat16")
-    for precision, size in (("bf16-mixed", 4), ("bf16-true", 2)):
-        setup = setup_of(half, {"precision": precision}, None)
-        assert (setup.weight_bytes, setup.trained_bytes, setup.optimizer_bytes) == (2, size, 2 * size)
-        (adapters,) = (part for part in count_parts(half, model_config(SEVEN), setup) if part.name == "adapters")
-        assert adapters.bytes_each == size
+    setup = setup_of(half, {"precision": "bf16-mixed"}, None)
+    assert (setup.weight_bytes, setup.trained_bytes, setup.optimizer_bytes) == (2, 4, 8)
+    (adapters,) = (part for part in count_parts(half, model_config(SEVEN), setup) if part.name == "adapters")
+    assert adapters.bytes_each == 4
     assert setup_of(grpo_module(), {}, None).reference == (grpo_module().loss_settings.beta > 0)
 
 
@@ -227,6 +226,15 @@ def test_the_trainer_decides_precision_ranks_and_sharding(trainer, weight, compu
 def test_the_largest_number_of_frames(most_that_fits, most_allowed, expected):
     limit = frame_limit(lambda frames: frames <= most_that_fits, lambda frames: frames <= most_allowed, 2)
     assert limit == FrameLimit(frames=expected[0], by_prompt=expected[1])
+
+
+@pytest.mark.parametrize(("given", "devices", "assumed"), [(None, "auto", True), (8, "auto", False), (None, 8, False)])
+def test_a_number_of_ranks_that_the_machine_decides_is_said(tiny_folder, given, devices, assumed):
+    from datamodules.video_datamodule import VideoDataModule
+
+    module, data = grpo_module(str(tiny_folder), group_size=2), VideoDataModule(str(tiny_folder))
+    report = check_memory(module, data, {"devices": devices, "accelerator": "cpu"}, ranks=given)
+    assert ("give --ranks" in report.render()) is assumed
 
 
 def test_the_reported_limit_is_where_the_memory_ends(tiny_folder):
