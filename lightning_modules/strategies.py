@@ -86,9 +86,11 @@ class FSDP2Strategy(ModelParallelStrategy):
         modules = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
         for module in modules:
             module.set_requires_gradient_sync(self.reduce_every_backward, recurse=False)
-        yield
-        for module in modules:
-            module.set_requires_gradient_sync(True, recurse=False)
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.set_requires_gradient_sync(True, recurse=False)
 
     def on_validation_start(self) -> None:
         self._gather()
@@ -168,9 +170,11 @@ class FSDP2Strategy(ModelParallelStrategy):
         name = PREFIX.removesuffix(".")
         saved = getattr(self.lightning_module, "saves_reference", False)
         reference = None if saved else self.model._modules.pop(name, None)
-        yield
-        if reference is not None:
-            setattr(self.model, name, reference)
+        try:
+            yield
+        finally:
+            if reference is not None:
+                setattr(self.model, name, reference)
 
     def _gather(self) -> None:
         self._evaluation.enter_context(unsharded(self.lightning_module.policy))
