@@ -59,7 +59,7 @@ def headline_names(benchmark: str, protocol: Protocol) -> tuple[str, ...]:
 
 
 def render_table(results: Mapping[str, Any]) -> str:
-    """Plain text: one line for each headline mean, then what a reader must know."""
+    """Plain text: one line for each headline mean, then what a reader must know, failures first."""
     rows = [("benchmark", "protocol", "mean", "value", "95 % interval", "scored", "failed", "no rule")]
     for benchmark in results.values():
         for protocol, numbers in benchmark["protocols"].items():
@@ -69,8 +69,14 @@ def render_table(results: Mapping[str, Any]) -> str:
                 rows.append((benchmark["title"], protocol, name, *_value_and_interval(mean, numbers["unit"]), *counts))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    failures = [
+        f"{benchmark['title']}: {benchmark['failed']:,} of {benchmark['items']:,} questions failed and are in no mean, "
+        f"first: {benchmark['failures'][0]['reason']}"
+        for benchmark in results.values()
+        if benchmark["failures"]
+    ]
     notes = [f"{benchmark['title']}: {note}" for benchmark in results.values() for note in benchmark["notes"]]
-    return "\n".join([*lines, *notes])
+    return "\n".join([*lines, *failures, *notes])
 
 
 def reference_results(records: Sequence[Mapping[str, Any]], predictions: Sequence[Prediction]) -> dict[str, Any]:

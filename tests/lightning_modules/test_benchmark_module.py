@@ -14,6 +14,7 @@ from datamodules.benchmarks import BENCHMARKS
 from datamodules.types import PromptBatch
 from datamodules.video_datamodule import VideoDataModule
 from lightning_modules.benchmark_module import BenchmarkModule
+from lightning_modules.benchmark_results import render_table
 from lightning_modules.rollouts.types import Completion, RolloutGroup, SamplingConfig
 from rewards.benchmark_metrics import aggregate
 from rewards.benchmark_predictions import metric_rows, read_predictions
@@ -239,6 +240,8 @@ def test_failed_items_have_reasons_and_are_in_no_denominator(tiny_folder, damage
     assert rows[3].failure is None
     results = results_of(tmp_path / "run")["benchmarks"]["videomme"]
     assert (results["items"], results["answered"], results["failed"]) == (4, 1, 3)
+    said = f"Video-MME: 3 of 4 questions failed and are in no mean, first: {rows[0].failure}"
+    assert said in render_table({"videomme": results}).splitlines()
     assert [failure["problem_id"] for failure in results["failures"]] == ["0", "1", "2"]
     overall = results["protocols"]["official"]["means"]["overall"]
     assert (overall["scored"], overall["failed"]) == (1, 3)
