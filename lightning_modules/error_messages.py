@@ -10,7 +10,7 @@ _UNION_NOISE = re.compile(
     r"\s*(?:Does not validate against any of|Subtypes: |Errors:$|- Expected a <class 'NoneType'>|Given value)"
 )
 _REFUSED_ARGUMENT = re.compile(
-    r"""Parser key "([\w.]+)":.*Problem with given class_path '([\w.]+)':\s+(?:Option|unrecognized)""", re.DOTALL
+    r"""Parser key "([\w.]+)":.*Problem with given class_path '([\w.]+)':\s+(?:Option|[Uu]nrecognized)""", re.DOTALL
 )
 
 
