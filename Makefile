@@ -56,7 +56,7 @@ clean:  ## Remove caches and runs/; the environment stays
 
 # The models of tests and demo are too small to gain from more threads, which fight over the cores with the loader's
 # worker and the second rank.
-demo test test-slow: export OMP_NUM_THREADS ?= 1
+demo test test-slow test-vllm: export OMP_NUM_THREADS ?= 1
 
 $(BASE):
 	@.ci/environment "$(VENV)" "$@" requirements.txt "$(PYTHON3)"
