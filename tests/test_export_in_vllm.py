@@ -24,8 +24,13 @@ from tests.test_export_command import FULL_RUN, only_checkpoints, trained
 pytestmark = pytest.mark.vllm
 
 GREEDY = SamplingConfig(greedy=True, max_new_tokens=16)
-RUNS = {"whole weights": (), "merged adapters": ("--model.init_args.lora={r: 4, alpha: 8}",)}
-"""Options on top of the fine-tuning run; its two steps move whole weights and adapters alike."""
+LORA = "--model.init_args.lora={r: 4, alpha: 8}"
+RUNS = {
+    "whole weights": ([], []),
+    "merged adapters": ([LORA], ["--adapters=merge"]),
+    "kept adapters": ([LORA], ["--adapters=keep"]),
+}
+"""Options of the fine-tuning run, whose two steps move whole weights and adapters alike, and of the export."""
 
 
 @pytest.fixture
@@ -58,12 +63,13 @@ def vllm_prompt(record: VideoRecord, clip: VideoClip | None, encoder) -> dict:
     return {**prompt, "multi_modal_data": {"video": [(frames, metadata)]}}
 
 
-def vllm_outputs(folder: Path, prompts: list[dict], *, banned: tuple[int, ...]) -> list:
+def vllm_outputs(model: Path, adapters: Path | None, prompts: list[dict], *, banned: tuple[int, ...]) -> list:
     from vllm import LLM, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.lora.request import LoRARequest
 
     engine = LLM(
-        model=str(folder),
+        model=str(model),
         dtype="float32",
         enforce_eager=True,
         max_model_len=1024,
@@ -72,12 +78,14 @@ def vllm_outputs(folder: Path, prompts: list[dict], *, banned: tuple[int, ...]) 
         limit_mm_per_prompt={"image": 1, "video": 1},
         logprobs_mode="raw_logprobs",  # before the ban, as the policy's are
         seed=0,
+        **({"enable_lora": True, "max_lora_rank": 8} if adapters else {}),
     )
     sampling = SamplingParams(
         temperature=0, max_tokens=GREEDY.max_new_tokens, logprobs=0, logit_bias=dict.fromkeys(banned, -100.0)
     )
+    request = LoRARequest("export", 1, str(adapters)) if adapters else None
     try:
-        return engine.generate(prompts, sampling, use_tqdm=False)
+        return engine.generate(prompts, sampling, use_tqdm=False, lora_request=request)
     finally:
         del engine
         cleanup_dist_env_and_memory()
@@ -97,17 +105,28 @@ def own_logprobs(policy: Policy, prompts: list[EncodedPrompt], answers: list[lis
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_vllm_answers_as_the_trained_policy_does(run, at_hand, tiny_policy, encoder, shown, tmp_path, monkeypatch):  # noqa: F811
+def test_vllm_answers_as_the_trained_policy_does(
+    run,
+    at_hand,  # noqa: F811
+    tiny_folder,
+    tiny_policy,
+    encoder,
+    shown,
+    tmp_path,
+    monkeypatch,
+):
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine in this process, which pytest can end
+    fitting, exporting = RUNS[run]
     module, checkpoint = trained(
-        at_hand, FULL_RUN, "--trainer.accumulate_grad_batches=1", only_checkpoints(2), *RUNS[run]
+        at_hand, FULL_RUN, "--trainer.accumulate_grad_batches=1", only_checkpoints(2), *fitting
     )
     folder = tmp_path / "out"
-    assert cli.main(["export", "--ckpt_path", checkpoint, "--output", str(folder)]) == 0
+    assert cli.main(["export", "--ckpt_path", checkpoint, "--output", str(folder), *exporting]) == 0
 
     prompts = [encoder.encode_prompt(*pair) for pair in shown]
     inputs = [vllm_prompt(*pair, encoder) for pair in shown]
-    outputs = vllm_outputs(folder, inputs, banned=module.policy.family.vision_token_ids)
+    model, adapters = (tiny_folder, folder) if "--adapters=keep" in exporting else (folder, None)
+    outputs = vllm_outputs(model, adapters, inputs, banned=module.policy.family.vision_token_ids)
     assert [output.prompt_token_ids for output in outputs] == [prompt.input_ids.tolist() for prompt in prompts]
     completions = [output.outputs[0] for output in outputs]
     answers = [list(completion.token_ids) for completion in completions]
