@@ -45,16 +45,26 @@ def only_checkpoints(steps):
     return f"--trainer.callbacks={yaml.safe_dump([saving], default_flow_style=True).strip()}"
 
 
+def text_length(group, index):
+    """A reward that tells completions of a random model apart, so that there is a gradient."""
+    return float(len(group.completions[index]))
+
+
 @pytest.mark.parametrize("quantisation", ["null", "nf4"])
 def test_a_lora_run_exports_with_nothing_but_its_checkpoint(at_hand, tiny_folder, tmp_path, capsys, quantisation):  # noqa: F811
+    reward = "{class_path: rewards.FunctionReward, init_args: {function: tests.test_export_command.text_length, "
+    reward += "interface: completion, name: length_of_text}}"
     short = ["--model.init_args.sampling.max_new_tokens=6", f"--model.init_args.quantisation={quantisation}"]
+    short += [f"--model.init_args.rewards=[{reward}]"]
     module, checkpoint = trained(at_hand, LORA_RUN, *short, "--model.init_args.dtype=float32", only_checkpoints(1))
     assert cli.main(["export", "--ckpt_path", checkpoint, "--output", str(tmp_path / "out")]) == 0
     exported = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
     whole = load_policy(str(tiny_folder), lora=module.lora)
+    before = logits(whole.model)
     adapters = {name: value for name, value in module.policy.state_dict().items() if ".lora_" in name}
     whole.load_state_dict(adapters, strict=False)
     torch.testing.assert_close(logits(exported), logits(whole.model), rtol=1e-4, atol=1e-4)
+    assert (logits(exported) - before).abs().max() > 0.01, "the adapters have learned"
     card = (tmp_path / "out" / "README.md").read_text()
     assert "2 optimizer steps" in card and "| train/kl |" in card and "beta: 0.04" in card
     assert f"- train: `{module.trainer.datamodule.stage_files('fit')[0]}`" in card
