@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from datamodules.atomic_file import write_atomically
 from datamodules.benchmark_converters import (
     TempCompassTask,
     VideoMMMUTrack,
@@ -70,9 +71,7 @@ def convert_files(name: str, files: Sequence[str], output: Path, options: Mappin
                 raise ValueError(f"{given}: question {problem_id!r} was there before. Give each file once.")
             records[problem_id] = record
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.writing")
-    partial.write_text(json.dumps(list(records.values()), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(output)
+    write_atomically(output, json.dumps(list(records.values()), indent=1, ensure_ascii=False) + "\n")
     return len(records)
 
 

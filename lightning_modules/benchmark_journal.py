@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from datamodules.atomic_file import write_atomically
 from datamodules.benchmark_datamodule import ItemKey
 from rewards.benchmark_predictions import Prediction, prediction_from, read_predictions
 
@@ -114,16 +115,6 @@ class PredictionJournal:
 
     def _parts(self) -> list[Path]:
         return sorted(self.folder.glob("predictions*.partial.jsonl"))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.writing")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _write(path: Path, predictions: Iterable[Prediction]) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datamodules.atomic_file import write_atomically
 from datamodules.benchmark_datamodule import BenchmarkDataModule
 from lightning_modules import benchmark_manifest as manifests
-from lightning_modules.benchmark_journal import PredictionJournal, write_atomically
+from lightning_modules.benchmark_journal import PredictionJournal
 from lightning_modules.benchmark_manifest import Manifest
 from lightning_modules.benchmark_results import VERSION, as_text, benchmark_results, reference_results
 from rewards.benchmark_predictions import Prediction

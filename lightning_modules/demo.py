@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from datamodules.atomic_file import write_atomically
 from datamodules.synthetic import SyntheticDataset, write_dataset
 from lightning_modules.callbacks.curves import plot_curves
 from lightning_modules.policy.tiny import write_tiny_model
@@ -64,7 +65,7 @@ class Demo:
         self.seconds["total"] = time.perf_counter() - started
 
         summary = summarise(after_sft, after_grpo, self.seconds, self.seed)
-        _write_atomically(self.output / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_atomically(self.output / "summary.json", json.dumps(summary, indent=2) + "\n")
         plot_curves(
             self.output / "sft" / "logs",
             self.output / "grpo" / "logs",
@@ -178,9 +179,3 @@ def _by_task(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
     for row in rows:
         tasks[row["task"]].append(row)
     return dict(sorted(tasks.items()))
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

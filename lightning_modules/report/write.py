@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_modules.benchmark_journal import write_atomically
+from datamodules.atomic_file import write_atomically
 from lightning_modules.report.blocks import Section
 from lightning_modules.report.breakdowns import benchmark_section
 from lightning_modules.report.comparison import comparison_section
