@@ -42,13 +42,13 @@ format: $(DEV)  ## Mend style and format in place
 	$(PYTHON) -m ruff format .
 
 bench: $(DEV)  ## Measure sampling and training of a GRPO group (BENCH="--size 7b")
-	$(PYTHON) benchmarks/shared_prefix.py $(BENCH)
+	$(PYTHON) tests/performance/shared_prefix.py $(BENCH)
 
 bench-reward: $(DEV)  ## Measure the semantic reward
-	$(PYTHON) benchmarks/semantic_reward.py
+	$(PYTHON) tests/performance/semantic_reward.py
 
 bench-video: $(DEV)  ## Measure the video readers
-	$(PYTHON) benchmarks/video_reader.py
+	$(PYTHON) tests/performance/video_reader.py
 
 clean:  ## Remove caches and runs/; the environment stays
 	rm -rf runs .pytest_cache .ruff_cache

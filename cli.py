@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from lightning_modules import error_messages
+from lightning_modules.commands import error_messages
 from lightning_modules.commands.check_command import check_command
 from lightning_modules.commands.convert_command import convert_command
 from lightning_modules.commands.demo_command import demo_command
@@ -54,11 +54,11 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     from datamodules.video_datamodule import VideoDataModule
-    from lightning_modules import benchmark_replay
     from lightning_modules.benchmark_module import BenchmarkModule
-    from lightning_modules.last_checkpoint import last_checkpoint
+    from lightning_modules.evaluation import replay
     from lightning_modules.policy.loading import supported_model_type
     from lightning_modules.policy_module import PolicyModule
+    from lightning_modules.training.last_checkpoint import last_checkpoint
 
     class Parser(LightningArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -90,7 +90,7 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
                 supported_model_type(self.model.model_name_or_path)  # said before any data file is read
                 if isinstance(self.model, BenchmarkModule):
                     settings = self._parser(self.subcommand).dump(self.config[self.subcommand], format="json")
-                    self.model.run_config = benchmark_replay.run_config(json.loads(settings))
+                    self.model.run_config = replay.run_config(json.loads(settings))
 
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
@@ -124,7 +124,7 @@ def _check_checkpoint(path: str | None) -> None:
 
 def lightning_command(arguments: Sequence[str]) -> None:
     """Run fit, validate, test or predict; `arguments` begin with that name."""
-    from lightning_modules.benchmark_replay import with_manifest
+    from lightning_modules.evaluation.replay import with_manifest
 
     lightning_cli(with_manifest(arguments))
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from datamodules.prompts import PromptTemplate
-from datamodules.types import EncodedPrompt, VideoClip, VideoRecord, VisionInput
+from datamodules.types import EncodedPrompt, VideoRecord, VisionInput
+from datamodules.video.types import VideoClip
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamodules.frame_sampling import SamplingProfile
 from datamodules.records import media_path
-from datamodules.time_range import time_range
-from datamodules.types import VideoClip, VideoRecord
-from datamodules.video_reader import ReaderName, VideoReadError, read_image, read_video
+from datamodules.types import VideoRecord
+from datamodules.video.frame_sampling import SamplingProfile
+from datamodules.video.time_range import time_range
+from datamodules.video.types import VideoClip
+from datamodules.video.video_reader import ReaderName, VideoReadError, read_image, read_video
 
 
 def read_media(

@@ -1,4 +1,4 @@
-"""The stations of one sample: record -> frame plan -> clip -> encoded prompt -> batch.
+"""The stations of one sample: record -> (clip) -> encoded prompt -> batch; the clip is in `datamodules.video.types`.
 
 Shapes: B prompts, P prompt tokens, L tokens of a row, F frames, N vision patches, n media items,
 T temporal patches, D = 3 * temporal_patch_size * patch_size**2 values per patch.
@@ -46,29 +46,6 @@ class VideoRecord:
     def where(self) -> str:
         """`file:line (problem_id ...)`, the prefix of every error about this record."""
         return f"{self.file}:{self.line} (problem_id {self.problem_id})"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FramePlan:
-    """Which frames of a clip are read and at what size; a pure function of the clip's metadata."""
-
-    indices: tuple[int, ...]
-    """Frame numbers in display order, length F; F is a multiple of the temporal patch size."""
-    height: int
-    width: int
-    sample_fps: float
-    """Sampled frames per second of video."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoClip:
-    """Decoded, resized media: a video of F frames, or an image as one frame."""
-
-    frames: Tensor
-    """uint8 [F, 3, height, width], RGB."""
-    sample_fps: float
-    """Sampled frames per second; 0 for an image."""
-    is_video: bool
 
 
 @dataclass(kw_only=True)

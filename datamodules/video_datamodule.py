@@ -10,13 +10,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.collate import PromptCollator, SFTCollator, SFTSample
 from datamodules.encoding import PatchLayout, PromptEncoder, media_token_id
-from datamodules.frame_sampling import EVAL, TRAIN, SamplingProfile
 from datamodules.media import read_media
 from datamodules.prompts import PromptTemplate
 from datamodules.records import RecordSet, open_records
 from datamodules.sampler import ResumableSampler
 from datamodules.types import EncodedPrompt, VideoRecord
-from datamodules.video_reader import ReaderName
+from datamodules.video.frame_sampling import EVAL, TRAIN, SamplingProfile
+from datamodules.video.video_reader import ReaderName
 
 TrainFormat = Literal["sft", "prompts"]
 

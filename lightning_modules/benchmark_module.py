@@ -11,20 +11,20 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from datamodules.benchmark_datamodule import BenchmarkBatch, BenchmarkDataModule
-from datamodules.benchmarks import Benchmark
+from datamodules.evaluation.benchmark_datamodule import BenchmarkBatch, BenchmarkDataModule
+from datamodules.evaluation.benchmarks import Benchmark
 from datamodules.types import VideoRecord
-from lightning_modules import benchmark_manifest as manifests
-from lightning_modules.benchmark_answers import Answerer, ChoiceScoring, grade_record, prediction_of
-from lightning_modules.benchmark_manifest import Manifest
-from lightning_modules.benchmark_results import headline_names, render_table
-from lightning_modules.benchmark_run import BenchmarkRun
+from lightning_modules.evaluation import manifest as manifests
+from lightning_modules.evaluation.answers import Answerer, ChoiceScoring, grade_record, prediction_of
+from lightning_modules.evaluation.manifest import Manifest
+from lightning_modules.evaluation.report.write import EXAMPLES, write_report
+from lightning_modules.evaluation.results import headline_names, render_table
+from lightning_modules.evaluation.run import BenchmarkRun
 from lightning_modules.policy_module import PolicyModule
-from lightning_modules.report.write import EXAMPLES, write_report
 from rewards.answer_format import ANSWER_OPEN
-from rewards.benchmark_metrics import BenchmarkMetric
-from rewards.benchmark_predictions import Prediction, metric_rows
-from rewards.benchmark_scoring import Protocol
+from rewards.evaluation.metrics import BenchmarkMetric
+from rewards.evaluation.predictions import Prediction, metric_rows
+from rewards.evaluation.scoring import Protocol
 
 
 class BenchmarkModule(PolicyModule):

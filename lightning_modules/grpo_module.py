@@ -16,18 +16,18 @@ from datamodules.sampler import sample_seed
 from datamodules.types import EncodedPrompt, PromptBatch
 from lightning_modules.functional.advantages import AdvantageScale, group_relative_advantages, zero_variance
 from lightning_modules.functional.policy_losses import LossSettings, find_loss
-from lightning_modules.grpo_metrics import rollout_metrics, token_count
-from lightning_modules.phase_timer import PhaseTimer
 from lightning_modules.policy import reference as reference_policy
 from lightning_modules.policy.reference import Reference
 from lightning_modules.policy.sharding import unsharded
 from lightning_modules.policy_module import PolicyModule
-from lightning_modules.policy_update import PolicyUpdate, accumulate
 from lightning_modules.rollouts.sample import RolloutSample
 from lightning_modules.rollouts.scoring import reward_input
 from lightning_modules.rollouts.shuffled import shuffled_prompt
 from lightning_modules.rollouts.types import RolloutGroup, SamplingConfig
-from lightning_modules.strategies import gradient_sync, whole_norm
+from lightning_modules.training.grpo_metrics import rollout_metrics, token_count
+from lightning_modules.training.phase_timer import PhaseTimer
+from lightning_modules.training.strategies import gradient_sync, whole_norm
+from lightning_modules.training.update import PolicyUpdate, accumulate
 from rewards.base import Reward
 from rewards.suite import RewardSuite
 from rewards.suite_settings import SuiteSettings

@@ -13,21 +13,21 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from datamodules.sampler import sample_seed
 from datamodules.types import PromptBatch, SFTBatch
 from datamodules.video_datamodule import TrainFormat
-from lightning_modules.export import write_pretrained
-from lightning_modules.metrics import AnswerMetrics
-from lightning_modules.optim import OptimizerConfig, build_optimizer, build_scheduler
 from lightning_modules.policy import adapters
 from lightning_modules.policy.adapters import LoraSettings, Quantisation
+from lightning_modules.policy.export import write_pretrained
 from lightning_modules.policy.loading import AttentionImplementation, Dtype, load_policy
 from lightning_modules.policy.policy import Policy
 from lightning_modules.policy.sharding import full_state_dict
 from lightning_modules.policy.trainable import Part, trainable_table
-from lightning_modules.precision import HalfWeights, rounding_note
 from lightning_modules.rollouts.sample import RolloutSample
 from lightning_modules.rollouts.scoring import answer_sample, scored_answer
 from lightning_modules.rollouts.transformers_engine import TransformersEngine
 from lightning_modules.rollouts.types import RolloutGroup, SamplingConfig
-from lightning_modules.strategies import FSDP2Strategy
+from lightning_modules.training.answer_metrics import AnswerMetrics
+from lightning_modules.training.optim import OptimizerConfig, build_optimizer, build_scheduler
+from lightning_modules.training.precision import HalfWeights, rounding_note
+from lightning_modules.training.strategies import FSDP2Strategy
 
 EVALUATION_SAMPLING = SamplingConfig(temperature=0.01, top_p=0.001)
 """Decoding of the published evaluation."""

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from datamodules.types import SFTBatch
-from lightning_modules.metrics import TokenMetrics
-from lightning_modules.phase_timer import PhaseTimer
 from lightning_modules.policy_module import PolicyModule
-from lightning_modules.strategies import whole_norm
+from lightning_modules.training.answer_metrics import TokenMetrics
+from lightning_modules.training.phase_timer import PhaseTimer
+from lightning_modules.training.strategies import whole_norm
 
 
 class SFTModule(PolicyModule):

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.benchmark_samples import write_benchmark_sample
-from datamodules.benchmarks import BENCHMARKS
 from datamodules.encoding import PromptEncoder
-from datamodules.frame_sampling import SamplingProfile
+from datamodules.evaluation.benchmarks import BENCHMARKS
 from datamodules.media import read_media
 from datamodules.prompts import PromptTemplate
 from datamodules.records import RecordFile
-from datamodules.synthetic import write_mixed_dataset
+from datamodules.synthetic.dataset import write_mixed_dataset
 from datamodules.types import EncodedPrompt
+from datamodules.video.frame_sampling import SamplingProfile
 from lightning_modules.policy.loading import load_policy
 from lightning_modules.policy.policy import Policy
 from lightning_modules.policy.tiny import TinySpec, write_tiny_model
+from tests.datamodules.evaluation.benchmark_samples import write_benchmark_sample
 
 torch.set_num_threads(1)
 

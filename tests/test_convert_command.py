@@ -7,10 +7,10 @@ import pytest
 from pyarrow import parquet
 
 import cli
-from datamodules.benchmark_conversion import CONVERTERS
-from datamodules.benchmark_samples import write_benchmark_sample
-from datamodules.benchmarks import BENCHMARKS
+from datamodules.evaluation.benchmarks import BENCHMARKS
+from datamodules.evaluation.conversion import CONVERTERS
 from datamodules.records import RecordFile
+from tests.datamodules.evaluation.benchmark_samples import write_benchmark_sample
 
 
 def status(*arguments):

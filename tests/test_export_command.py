@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 import cli
-from lightning_modules.export import publish
+from lightning_modules.policy.export import publish
 from lightning_modules.policy.loading import load_policy
 from tests.lightning_modules.test_two_ranks import launch
 from tests.test_configs import CONFIGS, CPU, at_hand, options  # noqa: F401 - a fixture

@@ -13,7 +13,8 @@ import cli
 from datamodules.collate import PromptCollator
 from datamodules.media import read_media
 from datamodules.records import RecordFile
-from datamodules.types import EncodedPrompt, VideoClip, VideoRecord
+from datamodules.types import EncodedPrompt, VideoRecord
+from datamodules.video.types import VideoClip
 from lightning_modules.policy.policy import Policy
 from lightning_modules.rollouts.transformers_engine import TransformersEngine
 from lightning_modules.rollouts.types import SamplingConfig

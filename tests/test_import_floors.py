@@ -1,4 +1,5 @@
-"""The import floors: rewards <- datamodules <- lightning_modules <- cli, and the floors inside lightning_modules.
+"""The import floors: rewards <- datamodules <- lightning_modules <- cli, and the floors inside lightning_modules;
+no cycle between files or between folders, and no folder too full to be read at a glance.
 
 The checker reads the source with `ast`, so an import hidden in a function counts like one at the top of a file.
 """
@@ -8,7 +9,9 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -110,9 +113,9 @@ def test_no_file_imports_from_a_higher_floor():
         ("rewards/suite.py", "import datamodules.types\n", "rewards/suite.py:1: imports datamodules.types, which"),
         ("rewards/suite.py", "import torch\nfrom cli import main\n", "rewards/suite.py:2: imports cli.main, which"),
         (
-            "datamodules/doctor.py",
+            "datamodules/checks/data_check.py",
             "def look():\n    from lightning_modules.policy import tiny\n",
-            "datamodules/doctor.py:2: imports lightning_modules.policy.tiny, which",
+            "datamodules/checks/data_check.py:2: imports lightning_modules.policy.tiny, which",
         ),
         (
             "lightning_modules/policy/policy.py",
@@ -179,3 +182,75 @@ def test_imports_of_the_own_floor_and_below_pass(tmp_path, path, source):
     file.write_text(source)
 
     assert violations(tmp_path, Path(path)) == []
+
+
+def our_module(name: str, modules: set[str]) -> str | None:
+    """The file that a dotted name stands in (a class counts for its module); None for what is not ours."""
+    parts = name.split(".")
+    prefixes = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    return next((module for prefix in prefixes for module in (prefix, prefix + ".__init__") if module in modules), None)
+
+
+def import_graph(root: Path, files: Iterable[Path]) -> dict[str, set[str]]:
+    """Module -> modules of ours that it imports; paths relative to `root`."""
+    sources = {module_name(path): path for path in files}
+    return {
+        module: {
+            target
+            for _, name in imported_names(ast.parse((root / path).read_text(encoding="utf-8")))
+            if (target := our_module(name, set(sources))) is not None and target != module
+        }
+        for module, path in sources.items()
+    }
+
+
+def folder_graph(graph: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Folder -> folders whose files its files import. `__init__` files only gather names and are left out."""
+    folders: dict[str, set[str]] = {}
+    for module, targets in graph.items():
+        folder, _, name = module.rpartition(".")
+        if name != "__init__":
+            found = {target.rpartition(".")[0] for target in targets if not target.endswith(".__init__")}
+            folders.setdefault(folder, set()).update(found - {folder})
+    return folders
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str] | None:
+    """A cycle of the graph, its first node once more at the end; None if there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return None
+
+
+def test_no_import_cycle_between_files_or_folders():
+    graph = import_graph(ROOT, source_files())
+    assert sum(map(len, graph.values())) > 300
+    assert cycle(graph) is None
+    assert cycle(folder_graph(graph)) is None
+
+
+def test_a_planted_cycle_is_found(tmp_path):
+    sources = {
+        "rewards/a.py": "from rewards.inner import b\n",
+        "rewards/inner/b.py": "",
+        "rewards/inner/c.py": "def late():\n    from rewards.d import Name\n",
+        "rewards/d.py": "",
+    }
+    for name, source in sources.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(source)
+    graph = import_graph(tmp_path, map(Path, sources))
+    assert cycle(graph) is None
+    assert set(cycle(folder_graph(graph))) == {"rewards", "rewards.inner"}
+
+    (tmp_path / "rewards/d.py").write_text("import rewards.inner.c\n")
+    assert set(cycle(import_graph(tmp_path, map(Path, sources)))) == {"rewards.d", "rewards.inner.c"}
+
+
+def test_no_folder_shows_more_than_sixteen_entries():
+    entries = {(path.parts[:depth], part) for path in source_files() for depth, part in enumerate(path.parts) if depth}
+    counts = Counter("/".join(folder) for folder, part in entries if part != "__init__.py")
+    assert len(counts) > 10
+    assert {folder: count for folder, count in counts.items() if count > 16} == {}

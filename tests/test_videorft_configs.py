@@ -10,11 +10,11 @@ import yaml
 from jsonargparse import ArgumentParser
 
 import cli
-from benchmarks.random_siglip import write_tiny_siglip
 from rewards import Reward
 from rewards.answer_format import wrap_answer, wrap_think
 from rewards.suite import RewardSuite
 from rewards.types import ProblemType, RewardInput
+from tests.performance.random_siglip import write_tiny_siglip
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PAPER = CONFIGS / "grpo" / "videorft_qwen2_5_vl_7b.yaml"

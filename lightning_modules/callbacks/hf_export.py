@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_modules.export import EXPORT_MARKS, replaceable, swap
+from lightning_modules.policy.export import EXPORT_MARKS, replaceable, swap
 
 
 class HFExport(Callback):

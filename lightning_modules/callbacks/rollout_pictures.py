@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_modules.callbacks.film_strip import rollout_picture
+from lightning_modules.pictures.film_strip import rollout_picture
 from lightning_modules.rollouts.sample import RolloutSample
 
 _ENTITIES = {ord(sign): f"&#{ord(sign)};" for sign in string.punctuation}

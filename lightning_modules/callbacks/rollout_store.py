@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_modules.rollout_log.stored_rows import Row, as_table, stored_rows
 from lightning_modules.rollouts.sample import RolloutSample
-from lightning_modules.rollouts.stored_rows import Row, as_table, stored_rows
 
 if TYPE_CHECKING:
     import pyarrow

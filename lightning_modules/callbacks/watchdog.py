@@ -15,7 +15,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from datamodules.types import PromptBatch, SFTBatch
-from lightning_modules.phase_timer import PhaseTimer
+from lightning_modules.training.phase_timer import PhaseTimer
 
 EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: what failed may succeed when it is started again."""

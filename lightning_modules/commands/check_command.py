@@ -26,7 +26,7 @@ def check_data(
         decode: read the sampled frames; false reads headers only.
         num_threads: records looked at at the same time.
     """
-    from datamodules import doctor
+    from datamodules.checks import data_check
     from datamodules.records import scan
 
     data = _needed(run, "data").build("data")
@@ -34,11 +34,11 @@ def check_data(
     profile = data.train_profile if stage == "fit" else data.eval_profile
     data.load_tokenizer()
     data.check_patch_sizes(profile)
-    report = doctor.check_data(
+    report = data_check.check_data(
         chain.from_iterable(scan(file, require_process=data.needs_process(stage)) for file in files),
         data.data_root,
         profile,
-        count_tokens=doctor.text_token_counter(data.tokenizer, data.prompt),
+        count_tokens=data_check.text_token_counter(data.tokenizer, data.prompt),
         max_prompt_tokens=data.max_prompt_tokens,
         limit=limit,
         decode=decode,
@@ -65,10 +65,10 @@ def check_rewards(
         output: the same rows with their scores.
         rollouts: folder that RolloutStore wrote, instead of a run; its summary is printed and drawn into summary.png.
     """
-    from datamodules import doctor
+    from datamodules.checks import data_check
+    from datamodules.checks.completions_file import score_completions_file
     from datamodules.records import scan
     from rewards import AccuracyReward, FormatReward
-    from rewards.completions_file import score_completions_file
     from rewards.suite import RewardSuite
 
     if [run, completions, rollouts].count(None) != 2:
@@ -88,12 +88,12 @@ def check_rewards(
     data, model = run.build("data"), run.build("model")
     suite = getattr(model, "suite", None) or RewardSuite([AccuracyReward(), FormatReward()])
     records = chain.from_iterable(scan(file) for file in data.stage_files(stage))
-    _finish(doctor.check_rewards(records, suite))
+    _finish(data_check.check_rewards(records, suite))
 
 
 def _sum_up_rollouts(folder: Path) -> None:
-    from lightning_modules.rollout_plot import plot_rollouts
-    from lightning_modules.rollout_summary import summarise_rollouts
+    from lightning_modules.rollout_log.plot import plot_rollouts
+    from lightning_modules.rollout_log.summary import summarise_rollouts
 
     summary = summarise_rollouts(folder)
     print(summary.render())
@@ -117,7 +117,7 @@ def check_model(
         text_tokens: tokens of a prompt beside its video.
         completion_tokens: tokens of every completion, or of a fine-tuning target; null takes the limit of sampling.
     """
-    from lightning_modules.memory_report import check_memory
+    from lightning_modules.memory.report import check_memory
 
     run = _needed(run, "model")
     report = check_memory(

@@ -10,8 +10,8 @@ def convert_command(arguments: Sequence[str]) -> None:
     """Make the data file of a benchmark from its authors' annotation."""
     from jsonargparse import ArgumentParser
 
-    from datamodules.benchmark_conversion import CONVERTERS, convert_files
-    from datamodules.benchmarks import BENCHMARKS
+    from datamodules.evaluation.benchmarks import BENCHMARKS
+    from datamodules.evaluation.conversion import CONVERTERS, convert_files
 
     parser = ArgumentParser(prog="cli.py convert", description=convert_command.__doc__)
     parser.add_argument("benchmark", choices=list(CONVERTERS))

@@ -22,7 +22,7 @@ def demo_command(arguments: Sequence[str], *, run: Callable[[Sequence[str]], Non
             output: folder for model, clips, logs and results.
             seed: of weights, data and sampling.
         """
-        from lightning_modules.demo import Demo
+        from lightning_modules.commands.demo import Demo
 
         Demo(output=Path(output), seed=seed, run=run).run_all()
 

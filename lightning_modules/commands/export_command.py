@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from lightning_modules.commands.run_config import ParseRun, RunConfig
 
 if TYPE_CHECKING:
-    from lightning_modules.model_card import RunFacts
+    from lightning_modules.commands.model_card import RunFacts
     from lightning_modules.policy_module import PolicyModule
 
 
@@ -33,8 +33,8 @@ def export(
     """
     import torch
 
-    from lightning_modules import export as exporting
-    from lightning_modules.model_card import model_card
+    from lightning_modules.commands.model_card import model_card
+    from lightning_modules.policy import export as exporting
 
     checkpoint, folder = Path(ckpt_path), Path(output).resolve()
     exporting.check_paths(checkpoint, folder)
@@ -57,7 +57,7 @@ def export(
 
 
 def _saved_config(checkpoint: Path) -> str:
-    from lightning_modules.export import run_folder, saved_config
+    from lightning_modules.policy.export import run_folder, saved_config
 
     folder = run_folder(checkpoint)
     if folder is None:
@@ -69,8 +69,8 @@ def _saved_config(checkpoint: Path) -> str:
 
 
 def _facts(run: RunConfig, module: PolicyModule, checkpoint: Path, step: int, *, adapters_only: bool) -> RunFacts:
-    from lightning_modules.export import run_folder
-    from lightning_modules.model_card import RunFacts, last_metrics
+    from lightning_modules.commands.model_card import RunFacts, last_metrics
+    from lightning_modules.policy.export import run_folder
 
     data, folder = run.settings["data"].init_args, run_folder(checkpoint)
     return RunFacts(

@@ -17,7 +17,7 @@ def report(
         examples: how many examples of each benchmark the page shows.
         data_root: where the videos lie; default: the folder that the run's manifest names.
     """
-    from lightning_modules.report.write import write_report
+    from lightning_modules.evaluation.report.write import write_report
 
     files = write_report(run, compare=compare, output=output, examples=examples, data_root=data_root)
     if files.without_frames:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from datamodules.generated_folder import publish_folder
-from datamodules.synthetic import corpus
+from datamodules.synthetic.dataset import corpus
+from datamodules.synthetic.generated_folder import publish_folder
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2Tokenizer

@@ -6,7 +6,7 @@ import torch
 from datamodules.encoding import PatchLayout, PromptEncoder, join_vision, media_token_id, patchify
 from datamodules.prompts import PromptTemplate
 from datamodules.records import RecordFile
-from datamodules.types import VideoClip
+from datamodules.video.types import VideoClip
 from lightning_modules.policy.qwen_vl import QwenVLFamily
 
 

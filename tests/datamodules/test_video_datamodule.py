@@ -10,9 +10,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from datamodules.frame_sampling import EVAL, TRAIN, SamplingProfile
 from datamodules.prompts import PromptTemplate
 from datamodules.types import PromptBatch, SFTBatch
+from datamodules.video.frame_sampling import EVAL, TRAIN, SamplingProfile
 from datamodules.video_datamodule import VideoDataModule
 
 PROFILE = SamplingProfile(num_frames=4, min_pixels=784, max_pixels=3136, image_max_pixels=3136)

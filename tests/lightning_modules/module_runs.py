@@ -8,14 +8,14 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from datamodules.frame_sampling import SamplingProfile
 from datamodules.prompts import PromptTemplate
+from datamodules.video.frame_sampling import SamplingProfile
 from datamodules.video_datamodule import VideoDataModule
-from lightning_modules.callbacks.curves import read_scalars
 from lightning_modules.grpo_module import GRPOModule
-from lightning_modules.optim import OptimizerConfig
+from lightning_modules.pictures.curves import read_scalars
 from lightning_modules.rollouts.types import SamplingConfig
 from lightning_modules.sft_module import SFTModule
+from lightning_modules.training.optim import OptimizerConfig
 from rewards import AccuracyReward, FormatReward, Reward
 
 PROFILE = SamplingProfile(

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.benchmarks import BENCHMARKS
+from datamodules.evaluation.benchmarks import BENCHMARKS
 from datamodules.types import PromptBatch
 from datamodules.video_datamodule import VideoDataModule
 from lightning_modules.benchmark_module import BenchmarkModule
-from lightning_modules.benchmark_results import render_table
+from lightning_modules.evaluation.results import render_table
 from lightning_modules.rollouts.types import Completion, RolloutGroup, SamplingConfig
-from rewards.benchmark_metrics import aggregate
-from rewards.benchmark_predictions import metric_rows, read_predictions
-from rewards.benchmark_scoring import predicted_answer, score_item
-from tests.lightning_modules.benchmark_runs import (
+from rewards.evaluation.metrics import aggregate
+from rewards.evaluation.predictions import metric_rows, read_predictions
+from rewards.evaluation.scoring import predicted_answer, score_item
+from tests.lightning_modules.evaluation.benchmark_runs import (
     RESULT_FILES,
     benchmark_data_module,
     benchmark_module,

@@ -8,10 +8,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_modules.functional.policy_losses import LossSettings
-from lightning_modules.optim import OptimizerConfig
 from lightning_modules.policy.adapters import LoraSettings, is_adapter
 from lightning_modules.policy.loading import load_policy
 from lightning_modules.policy.policy import Policy
+from lightning_modules.training.optim import OptimizerConfig
 from tests.lightning_modules.module_runs import data_module, grpo_module, scalars, sft_module, trainer
 
 LORA = LoraSettings(r=8)

@@ -6,7 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from datamodules.collate import IGNORED_LABEL, SFTCollator
 from lightning_modules.callbacks import RolloutPictures
-from lightning_modules.metrics import TokenMetrics
+from lightning_modules.training.answer_metrics import TokenMetrics
 from tests.lightning_modules.module_runs import data_module, scalars, sft_module, trainer
 
 

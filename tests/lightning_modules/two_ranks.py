@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_modules.callbacks import HFExport
 from lightning_modules.functional.policy_losses import LossSettings
 from lightning_modules.policy.adapters import LoraSettings
-from lightning_modules.strategies import FSDP2Strategy
+from lightning_modules.training.strategies import FSDP2Strategy
 from tests.lightning_modules.module_runs import data_module, grpo_module, sft_module, trainer
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.random_siglip import TEXT_LENGTH, WORDS, write_tiny_siglip, write_tiny_siglip2
 from rewards import AccuracyReward, FormatReward, SemanticReward
 from rewards.base import RewardError
 from rewards.image_text_encoder import ImageTextEncoder
 from rewards.semantic import as_bytes, consistency, reasoning_span, uniform_indices
 from rewards.suite import RewardSuite
+from tests.performance.random_siglip import TEXT_LENGTH, WORDS, write_tiny_siglip, write_tiny_siglip2
 
 RIGHT, WRONG = "<answer>A</answer>", "<answer>B</answer>"
 

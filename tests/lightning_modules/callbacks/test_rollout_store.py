@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 
 from datamodules.types import EncodedPrompt, VideoRecord
 from lightning_modules.callbacks import RolloutStore
+from lightning_modules.rollout_log.stored_rows import COLUMNS, as_table, stored_rows
 from lightning_modules.rollouts.sample import RolloutSample
-from lightning_modules.rollouts.stored_rows import COLUMNS, as_table, stored_rows
 from lightning_modules.rollouts.types import Completion, RolloutGroup
 from rewards.answer_format import parse_response
 from rewards.types import ProblemType, RewardBreakdown

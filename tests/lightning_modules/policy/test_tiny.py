@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.synthetic import corpus, questions
-from datamodules.synthetic_scene import render
+from datamodules.synthetic.dataset import corpus, questions
+from datamodules.synthetic.scene import render
 from lightning_modules.policy.tiny import SPECIAL_TOKENS, TinySpec, build_model, build_tokenizer, write_tiny_model
 
 QUESTION = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Which color appears first?"}]}]

@@ -1,0 +1,258 @@
+"""What `check data` and `check rewards` find: faults of the data that training would meet hours later.
+
+No model is loaded. A fault never stops the check: it is listed with its record, and the next record is looked at.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datamodules.checks.reports import DataReport, Finding, PromptSize, RewardReport
+from datamodules.media import record_times
+from datamodules.prompts import PromptTemplate
+from datamodules.record_schema import RecordProblem
+from datamodules.records import media_path
+from datamodules.types import VideoRecord
+from datamodules.video.frame_sampling import SamplingProfile, plan_frames
+from datamodules.video.video_reader import ReaderName, TimeRangeError, probe_video, read_image, read_video
+from rewards.accuracy import AccuracyReward
+from rewards.answer_format import parse_response, wrap_think
+from rewards.base import RewardError
+from rewards.suite import RewardSuite
+from rewards.types import ProblemType, RewardInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_OPTION_LABEL = re.compile(r"\W*([A-Z])[.):]")
+
+
+def check_data(
+    records: Iterable[VideoRecord | RecordProblem],
+    data_root: str | Path,
+    profile: SamplingProfile,
+    *,
+    count_tokens: Callable[[VideoRecord], int] | None = None,
+    max_prompt_tokens: int | None = None,
+    limit: int | None = None,
+    decode: bool = True,
+    reader: ReaderName = "pyav",
+    find_fault: Callable[[VideoRecord, float | None], str | None] | None = None,
+    num_threads: int = 1,
+    progress: bool = True,
+) -> DataReport:
+    """Look at every record and at its media as training would.
+
+    Args:
+        records: from `records.scan`, so that broken lines are listed too, or a `RecordSet`.
+        data_root: folder that the records' `path` is relative to.
+        profile: frames and pixels of the run to come.
+        count_tokens: text tokens of a record's prompt, such as `text_token_counter` gives; None counts vision only.
+        max_prompt_tokens: longer prompts are problems; None for no limit.
+        limit: media and tokens of the first so many valid records; the records after them are only validated.
+        decode: read the sampled frames; else only a video's headers and first frame (images are always read).
+        reader: video back end.
+        find_fault: given a record with sound media and the seconds of its video that are read (None for other media),
+            says what else is wrong with it.
+        num_threads: records looked at at the same time; decoding frees the interpreter.
+        progress: show a progress bar.
+    """
+    examine = _MediaCheck(
+        data_root=data_root,
+        profile=profile,
+        count_tokens=count_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        decode=decode,
+        reader=reader,
+        find_fault=find_fault,
+    )
+    report = DataReport()
+
+    def to_examine() -> Iterator[VideoRecord]:
+        for item in _announced(records, "checking data", progress):
+            if isinstance(item, RecordProblem):
+                report.problems.append(_invalid(item))
+                continue
+            report.counts[item.data_type, item.problem_type] += 1
+            if limit is None or report.counts.total() <= limit:
+                yield item
+
+    for result in _mapped(examine, to_examine(), num_threads):
+        if isinstance(result, Finding):
+            report.problems.append(result)
+        else:
+            report.sizes.append(result)
+    return report
+
+
+def check_rewards(
+    records: Iterable[VideoRecord | RecordProblem], suite: RewardSuite, *, progress: bool = True
+) -> RewardReport:
+    """Score the records' own answers: what a run could reach at best, and where it could reach nothing.
+
+    The completion is the record's chain of thought (an empty one if it has none) and its solution. Rewards get no
+    frames, and words in the place of tokens.
+
+    Args:
+        records: from `records.scan`, or a `RecordSet`.
+        suite: the rewards of the run to come, accuracy among them.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: the suite has no accuracy reward.
+    """
+    accuracy = next((name for name, reward in suite.rewards.items() if isinstance(reward, AccuracyReward)), None)
+    if accuracy is None:
+        raise ValueError(
+            f"The rewards ({', '.join(suite.rewards)}) have no AccuracyReward, so there is nothing to check."
+        )
+    counts: Counter[ProblemType] = Counter()
+    sums: dict[ProblemType, Counter[str]] = {}
+    below_one: list[Finding] = []
+    problems: list[Finding] = []
+    for record in _announced(records, "checking rewards", progress):
+        if isinstance(record, RecordProblem):
+            problems.append(_invalid(record))
+            continue
+        try:
+            components = suite.score([_gold_input(record)]).components
+        except (RewardError, ValueError) as error:
+            problems.append(_finding("cannot be scored", record, error))
+            continue
+        scores = {name: component.item() for name, component in components.items()}
+        counts[record.problem_type] += 1
+        sums.setdefault(record.problem_type, Counter()).update(scores)
+        if scores[accuracy] <= 0:
+            message = f"the gold answer itself gets accuracy 0: {record.solution!r}"
+            problems.append(Finding(kind="gold answer scores 0", where=record.where, message=message))
+        elif scores[accuracy] < 1:
+            message = f"accuracy {scores[accuracy]:.3f}: {record.solution!r}"
+            below_one.append(Finding(kind=record.problem_type, where=record.where, message=message))
+        problems.extend(_foreign_letter(record))
+    means = {kind: {name: total / counts[kind] for name, total in sums[kind].items()} for kind in sums}
+    return RewardReport(means=means, counts=counts, below_one=below_one, problems=problems)
+
+
+def text_token_counter(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> Callable[[VideoRecord], int]:
+    """For `check_data`: tokens of a record's prompt besides its vision tokens, generation marker included."""
+
+    def count(record: VideoRecord) -> int:
+        text = tokenizer.apply_chat_template(template.messages(record), tokenize=False, add_generation_prompt=True)
+        tokens = len(tokenizer(text, add_special_tokens=False).input_ids)
+        return tokens - (record.data_type != "text")  # the template writes one token for the media
+
+    return count
+
+
+@dataclass(frozen=True, kw_only=True)
+class _MediaCheck:
+    """Looks at one record; arguments as `check_data`."""
+
+    data_root: str | Path
+    profile: SamplingProfile
+    count_tokens: Callable[[VideoRecord], int] | None
+    max_prompt_tokens: int | None
+    decode: bool
+    reader: ReaderName
+    find_fault: Callable[[VideoRecord, float | None], str | None] | None
+
+    def __call__(self, record: VideoRecord) -> PromptSize | Finding:
+        kind = "media missing or outside the data root"
+        try:
+            path = None if record.data_type == "text" else media_path(record, self.data_root)
+            kind = "start or end is no time"
+            times = record_times(record)
+            kind = "media unreadable"
+            vision, seconds = 0, None
+            if path is not None:
+                vision, seconds = self._vision(path, times, is_video=record.data_type == "video")
+            kind = "prompt cannot be built"
+            text = self.count_tokens(record) if self.count_tokens else 0
+        except TimeRangeError as error:
+            return _finding("start or end beyond the video", record, error)
+        except ValueError as error:  # VideoReadError is one.
+            return _finding(kind, record, error)
+        fault = None if self.find_fault is None else self.find_fault(record, seconds)
+        if fault is not None:
+            return Finding(kind="not the data of the benchmark", where=record.where, message=fault)
+        size = PromptSize(where=record.where, vision=vision, text=text)
+        if self.max_prompt_tokens is not None and size.total > self.max_prompt_tokens:
+            message = (
+                f"{size.total:,} tokens ({vision:,} of vision), more than max_prompt_tokens "
+                f"{self.max_prompt_tokens:,}. "
+                "Lower the frames or pixels of the profile, raise the limit or leave the record out."
+            )
+            return Finding(kind="prompt too long", where=record.where, message=message)
+        return size
+
+    def _vision(self, path: Path, times: Mapping[str, float | None], *, is_video: bool) -> tuple[int, float | None]:
+        """Vision tokens, and the seconds of video that are read."""
+        if is_video and not self.decode:
+            video = probe_video(path, **times)
+            plan = plan_frames(video.total_frames, video.fps, video.height, video.width, self.profile)
+            frames, height, width, fps = len(plan.indices), plan.height, plan.width, plan.sample_fps
+        else:
+            read = partial(read_video, reader=self.reader, **times) if is_video else read_image
+            clip = read(path, self.profile)
+            (frames, _, height, width), fps = clip.frames.shape, clip.sample_fps
+        grid = self.profile.grid
+        tokens = -(-frames // self.profile.temporal_patch_size) * (height // grid) * (width // grid)
+        return tokens, frames / fps if is_video else None
+
+
+def _mapped(
+    examine: Callable[[VideoRecord], PromptSize | Finding], records: Iterator[VideoRecord], num_threads: int
+) -> Iterator[PromptSize | Finding]:
+    """Results in the records' order; only a few records per thread are in memory at a time."""
+    with ThreadPoolExecutor(max_workers=num_threads) as pool:
+        while chunk := list(itertools.islice(records, 4 * num_threads)):
+            yield from pool.map(examine, chunk)
+
+
+def _announced(
+    records: Iterable[VideoRecord | RecordProblem], title: str, progress: bool
+) -> Iterator[VideoRecord | RecordProblem]:
+    from tqdm import tqdm
+
+    return iter(tqdm(records, desc=title, unit="record", disable=not progress))
+
+
+def _invalid(problem: RecordProblem) -> Finding:
+    return Finding(kind="invalid record", where=problem.where, message=problem.message)
+
+
+def _finding(kind: str, record: VideoRecord, error: Exception) -> Finding:
+    return Finding(kind=kind, where=record.where, message=str(error).removeprefix(f"{record.where}: "))
+
+
+def _gold_input(record: VideoRecord) -> RewardInput:
+    completion = f"{record.process or wrap_think('')}\n{record.solution}"
+    return RewardInput(
+        record_id=record.problem_id,
+        problem_type=record.problem_type,
+        problem=record.problem,
+        solution=record.solution,
+        completions=(completion,),
+        completion_tokens=(len(completion.split()),),
+        truncated=(False,),
+        options=record.options,
+        extra=record.extra,
+    )
+
+
+def _foreign_letter(record: VideoRecord) -> list[Finding]:
+    """A multiple choice whose gold answer is the letter of none of its listed options."""
+    labels = [match[1] if (match := _OPTION_LABEL.match(option)) else None for option in record.options]
+    answer = parse_response(record.solution).answer
+    if record.problem_type is not ProblemType.MULTIPLE_CHOICE or not labels or None in labels or answer in labels:
+        return []
+    message = f"the gold answer is {answer!r}, the options are {', '.join(map(repr, record.options))}"
+    return [Finding(kind="gold answer is no option", where=record.where, message=message)]

@@ -1,0 +1,250 @@
+"""Benchmarks for Lightning: their questions in fixed batches, in which an unreadable item does not stop the run.
+
+A batch is a stretch of one benchmark's data file. It is the same whatever other benchmarks the run has, on any number
+of ranks and after any interruption, so that an answer cannot depend on them through rounding in a padded batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.collate import PromptCollator
+from datamodules.evaluation.benchmarks import BENCHMARKS, Benchmark
+from datamodules.media import record_times
+from datamodules.records import RecordFile
+from datamodules.types import EncodedPrompt, PromptBatch, VideoRecord
+from datamodules.video_datamodule import EncodedRecords, VideoDataModule
+
+SHOWN_PROBLEMS = 20
+"""Records that cannot be evaluated are listed up to this number."""
+
+
+class ItemKey(NamedTuple):
+    """Which question of a run."""
+
+    benchmark: str
+    index: int
+    """Place in the benchmark's data file, from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkItem:
+    """One question, encoded, or the reason why it cannot be."""
+
+    key: ItemKey
+    record: VideoRecord
+    prompt: EncodedPrompt | None
+    """None for a failed item."""
+    failure: str | None
+    """What is wrong with media or prompt; None where there is a prompt."""
+
+
+@dataclass(kw_only=True)
+class BenchmarkBatch:
+    """Questions of one benchmark; empty where a rank has nothing to do."""
+
+    items: list[BenchmarkItem]
+    prompts: PromptBatch | None
+    """Of the items that have one, in their order; None if none has."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> BenchmarkBatch:
+        return replace(self, prompts=None if self.prompts is None else self.prompts.to(device, non_blocking))
+
+    def pin_memory(self) -> BenchmarkBatch:
+        return replace(self, prompts=None if self.prompts is None else self.prompts.pin_memory())
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkCollator:
+    """Left-pads the prompts of a batch."""
+
+    pad_token_id: int
+
+    def __call__(self, items: Sequence[BenchmarkItem]) -> BenchmarkBatch:
+        prompts = [item.prompt for item in items if item.prompt is not None]
+        collate = PromptCollator(pad_token_id=self.pad_token_id)
+        return BenchmarkBatch(items=list(items), prompts=collate(prompts) if prompts else None)
+
+
+class BenchmarkItems(Dataset):
+    """Encoded questions by `ItemKey`; faults of an item's media or prompt become its `failure`.
+
+    Args:
+        encoded: the records of all benchmarks, one file after the other.
+        starts: benchmark -> place of its first record among them.
+    """
+
+    def __init__(self, encoded: EncodedRecords, starts: dict[str, int]) -> None:
+        self.encoded = encoded
+        self.starts = starts
+
+    def __getitem__(self, key: ItemKey) -> BenchmarkItem:
+        place = self.starts[key.benchmark] + key.index
+        record = self.encoded.records[place]
+        try:
+            prompt, failure = self.encoded[place], None
+        except ValueError as error:  # VideoReadError is one
+            prompt, failure = None, str(error)
+        return BenchmarkItem(key=key, record=record, prompt=prompt, failure=failure)
+
+
+class BenchmarkDataModule(VideoDataModule):
+    """The questions of one or more benchmarks, for validate and test.
+
+    Args:
+        benchmarks: names of `BENCHMARKS`, in the order in which they are answered.
+        files: benchmark -> data file; of one that is not named, the published file's name in `data_root`.
+        limit: only the first so many questions of each benchmark; null for all.
+        kwargs: the arguments of `VideoDataModule`, but for its files.
+    """
+
+    def __init__(
+        self,
+        benchmarks: list[str],
+        files: dict[str, str] | None = None,
+        limit: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        _check_names(benchmarks, files or {}, limit)
+        self.benchmarks = {name: BENCHMARKS[name] for name in benchmarks}
+        self.limit = limit
+        root = Path(kwargs.get("data_root", "."))
+        self.paths = {name: (files or {}).get(name, str(root / BENCHMARKS[name].file)) for name in benchmarks}
+        paths = list(self.paths.values())
+        super().__init__(train_files=None, val_files=paths, test_files=paths, predict_files=None, **kwargs)
+        self._finished: frozenset[ItemKey] = frozenset()
+
+    def setup(self, stage: str) -> None:
+        stage = TrainerFn(stage).value
+        if stage not in ("validate", "test"):
+            raise ValueError(f"A BenchmarkDataModule is for validate and test, not for {stage}.")
+        super().setup(stage)
+
+    def stage_files(self, stage: str) -> list[str]:
+        if stage not in ("validate", "test"):
+            raise ValueError(f"A BenchmarkDataModule has data for the stages validate and test, not for {stage!r}.")
+        return super().stage_files(stage)
+
+    def find_fault(self, record: VideoRecord, seconds: float | None) -> str | None:
+        """A mistaken copy of a video, missing times, a video of another length than its group's."""
+        (name,) = (name for name, path in self.paths.items() if Path(path) == record.file)
+        return self.benchmarks[name].fault(record, seconds)
+
+    def files_of(self) -> Iterator[tuple[Benchmark, RecordFile]]:
+        """Each benchmark with its opened data file."""
+        (records,) = self.records.values()
+        return zip(self.benchmarks.values(), records.files, strict=True)
+
+    def keys(self) -> list[ItemKey]:
+        """All questions of the run, in order."""
+        return [ItemKey(benchmark.name, index) for benchmark, file in self.files_of() for index in self._range(file)]
+
+    def items(self) -> Iterator[tuple[ItemKey, VideoRecord]]:
+        """All questions of the run with their records, in order; reads the files."""
+        for benchmark, file in self.files_of():
+            for index in self._range(file):
+                yield ItemKey(benchmark.name, index), file[index]
+
+    def batches(self) -> list[list[ItemKey]]:
+        """All batches of the run, in order."""
+        size = self.eval_batch_size
+        return [
+            [ItemKey(benchmark.name, index) for index in self._range(file)[start : start + size]]
+            for benchmark, file in self.files_of()
+            for start in range(0, len(self._range(file)), size)
+        ]
+
+    def skip(self, finished: frozenset[ItemKey]) -> None:
+        """Leave out the batches whose items all are in `finished`; call it before the loader is made."""
+        self._finished = finished
+
+    def check_records(self, check: Callable[[Benchmark, VideoRecord], None]) -> dict[str, list[str]]:
+        """Look at all records before a model is loaded.
+
+        Args:
+            check: raises a ValueError for a record whose answer could not be scored.
+
+        Returns:
+            Benchmark -> what a reader of its scores must know about this data.
+
+        Raises:
+            ValueError: records that cannot be scored or asked; the first `SHOWN_PROBLEMS` are listed.
+        """
+        problems: list[str] = []
+        notes = {}
+        for benchmark, file in self.files_of():
+            records = [file[index] for index in self._range(file)]
+            for record in records:
+                try:
+                    self.prompt.messages(record)
+                    record_times(record)
+                    check(benchmark, record)
+                except ValueError as error:
+                    problems.append(f"{record.where}: {str(error).removeprefix(f'{record.where}: ')}")
+            notes[benchmark.name] = [*benchmark.size_differences(records), *_traps(benchmark, records)]
+        if problems:
+            more = f"\n  and {len(problems) - SHOWN_PROBLEMS:,} more" if len(problems) > SHOWN_PROBLEMS else ""
+            shown = "\n  ".join(problems[:SHOWN_PROBLEMS])
+            raise ValueError(f"{len(problems):,} questions cannot be evaluated:\n  {shown}{more}")
+        return notes
+
+    def settings(self) -> dict[str, Any]:
+        """What the model's input depends on besides data and model, as plain JSON."""
+        return {
+            "benchmarks": list(self.benchmarks),
+            "limit": self.limit,
+            "frames": asdict(self.eval_profile),
+            "reader": self.reader,
+            "seconds_per_patch": self.seconds_per_patch,
+            "max_prompt_tokens": self.max_prompt_tokens,
+            "batch_size": self.eval_batch_size,
+            "prompt": self.prompt.settings(),
+        }
+
+    def _range(self, file: RecordFile) -> range:
+        return range(len(file) if self.limit is None else min(self.limit, len(file)))
+
+    def _eval_loader(self, stage: str) -> DataLoader:
+        starts, start = {}, 0
+        for benchmark, file in self.files_of():
+            starts[benchmark.name] = start
+            start += len(file)
+        items = BenchmarkItems(self._dataset(stage, self.eval_profile), starts)
+        todo = [batch for batch in self.batches() if not self._finished.issuperset(batch)]
+        mine = todo[self.trainer.global_rank :: self.trainer.world_size]
+        return DataLoader(
+            items,
+            # Lightning runs no hooks around an empty loader, and refuses one on some of the ranks.
+            batch_sampler=mine or [[]],
+            collate_fn=BenchmarkCollator(pad_token_id=self.tokenizer.pad_token_id),
+            num_workers=self.num_workers,
+        )
+
+
+def _traps(benchmark: Benchmark, records: Sequence[VideoRecord]) -> list[str]:
+    """One sentence if some of the records cannot give the benchmark's score."""
+    found = [trap for trap in map(benchmark.trap, records) if trap is not None]
+    return [f"{len(found):,} of {len(records):,} questions are not the benchmark's; first: {found[0]}"] if found else []
+
+
+def _check_names(benchmarks: Sequence[str], files: dict[str, str], limit: int | None) -> None:
+    known = ", ".join(BENCHMARKS)
+    unknown = [name for name in (*benchmarks, *files) if name not in BENCHMARKS]
+    if unknown:
+        raise ValueError(f"data.init_args names the benchmark {unknown[0]!r}; there are {known}.")
+    if not benchmarks or len(set(benchmarks)) < len(benchmarks):
+        raise ValueError(f"data.init_args.benchmarks is {list(benchmarks)}; name at least one of {known}, each once.")
+    unused = [name for name in files if name not in benchmarks]
+    if unused:
+        raise ValueError(
+            f"data.init_args.files names {unused[0]!r}, which is not among the benchmarks {', '.join(benchmarks)}."
+        )
+    if limit is not None and limit < 1:
+        raise ValueError(f"data.init_args.limit is {limit}; it must be >= 1, or null for all questions.")

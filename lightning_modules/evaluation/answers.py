@@ -1,0 +1,149 @@
+"""Answers to the questions of a batch: written by the model, or the likeliest option letter; and their predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from datamodules.collate import PromptCollator
+from datamodules.evaluation.benchmark_datamodule import BenchmarkBatch, BenchmarkItem, ItemKey
+from datamodules.option_letters import option_letters
+from datamodules.sampler import sample_seed
+from datamodules.types import EncodedPrompt, PromptBatch, VideoRecord
+from lightning_modules.policy.policy import Policy
+from lightning_modules.rollouts.choice_scoring import likeliest, option_logprobs
+from lightning_modules.rollouts.types import RolloutEngine, SamplingConfig
+from rewards.answer_format import parse_response
+from rewards.evaluation.metrics import BREAKDOWNS
+from rewards.evaluation.predictions import Grades, Prediction, gold_answer, grade
+from rewards.evaluation.scoring import Protocol, predicted_answer
+from rewards.types import ProblemType
+
+ChoiceScoring = Literal["generate", "likelihood"]
+Outcome = dict[str, Any]
+"""What became of an item: the fields of its `Prediction` that are not the record's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answerer:
+    """Answers questions one way for a whole run; an answer depends on its own batch and on nothing else."""
+
+    policy: Policy
+    engine: RolloutEngine
+    sampling: SamplingConfig
+    choice_scoring: ChoiceScoring
+    answer_prefix: str
+    """With likelihood, what stands between the prompt and the option letter."""
+    seed: int
+    device: torch.device
+
+    def outcomes(self, batch: BenchmarkBatch) -> dict[ItemKey, Outcome]:
+        """What became of each item of a batch whose prompts are located and on the device."""
+        outcomes: dict[ItemKey, Outcome] = {}
+        written, chosen, letters = [], [], []
+        for item in batch.items:
+            if item.failure is not None:
+                outcomes[item.key] = {"failure": item.failure}
+            elif self.choice_scoring == "generate" or item.record.problem_type is not ProblemType.MULTIPLE_CHOICE:
+                written.append(item)
+            else:
+                try:
+                    letters.append(_offered_letters(item.record))
+                except ValueError as error:
+                    outcomes[item.key] = {"failure": str(error)}
+                    continue
+                chosen.append(item)
+        return outcomes | self._written(written, batch) | self._chosen(chosen, letters)
+
+    def _written(self, items: Sequence[BenchmarkItem], batch: BenchmarkBatch) -> dict[ItemKey, Outcome]:
+        if not items:
+            return {}
+        prompts = batch.prompts
+        if len(items) < len(prompts):
+            prompts = self._located([item.prompt for item in items])
+        seeds = [sample_seed(self.seed, 0, f"{item.key.benchmark}/{item.record.problem_id}") for item in items]
+        groups = self.engine.generate(prompts, self.sampling, group_size=1, seeds=seeds)
+        outcomes = {}
+        for item, group in zip(items, groups, strict=True):
+            (completion,) = group.completions
+            outcomes[item.key] = _seen(item.prompt) | {
+                "completion": completion.text,
+                "answer": predicted_answer(completion.text),
+                "well_formed": parse_response(completion.text).well_formed,
+                "completion_tokens": len(completion.token_ids),
+                "truncated": completion.truncated,
+            }
+        return outcomes
+
+    def _chosen(self, items: Sequence[BenchmarkItem], letters: Sequence[Sequence[str]]) -> dict[ItemKey, Outcome]:
+        if not items:
+            return {}
+        prompts = [item.prompt for item in items]
+        scored = option_logprobs(self.policy, prompts, letters, answer_prefix=self.answer_prefix, device=self.device)
+        return {
+            item.key: _seen(item.prompt) | {"answer": likeliest(logprobs), "option_logprobs": logprobs}
+            for item, logprobs in zip(items, scored, strict=True)
+        }
+
+    def _located(self, prompts: Sequence[EncodedPrompt]) -> PromptBatch:
+        collate = PromptCollator(pad_token_id=self.policy.tokenizer.pad_token_id)
+        return self.policy.locate(collate(prompts)).to(self.device)
+
+
+def prediction_of(item: BenchmarkItem, outcome: Outcome, protocols: Sequence[Protocol]) -> Prediction:
+    """The row of an item, scored under each protocol."""
+    record, benchmark = item.record, item.key.benchmark
+    grades = grade_record(benchmark, record, protocols, answer=outcome.get("answer"))
+    fields = BREAKDOWNS[benchmark]
+    return Prediction(
+        benchmark=benchmark,
+        index=item.key.index,
+        problem_id=record.problem_id,
+        problem_type=record.problem_type.value,
+        data_type=record.data_type,
+        question=record.problem,
+        options=list(record.options),
+        gold=gold_answer(record.solution),
+        path=record.path,
+        start=record.extra.get("start"),
+        end=record.extra.get("end"),
+        breakdown={name: str(record.extra[name]) for name in fields if record.extra.get(name) is not None},
+        extra=dict(record.extra),
+        scores=grades.scores,
+        ungraded=grades.ungraded,
+        **outcome,
+    )
+
+
+def grade_record(benchmark: str, record: VideoRecord, protocols: Sequence[Protocol], *, answer: str | None) -> Grades:
+    """Score an answer to a record; with None, find before the first answer what could not be scored after it.
+
+    Raises:
+        ValueError: as `grade`.
+    """
+    return grade(
+        benchmark,
+        protocols,
+        problem_type=record.problem_type,
+        question_type=record.extra.get("original_question_type"),
+        answer=answer,
+        gold=gold_answer(record.solution),
+    )
+
+
+def _seen(prompt: EncodedPrompt) -> Outcome:
+    frames = None if prompt.frames is None else len(prompt.frames)
+    return {"num_frames": frames, "prompt_tokens": len(prompt.input_ids)}
+
+
+def _offered_letters(record: VideoRecord) -> tuple[str, ...]:
+    letters, gold = option_letters(record), gold_answer(record.solution)
+    if gold not in letters:
+        raise ValueError(
+            f"{record.where}: the right answer {gold!r} is none of the letters {', '.join(letters)}, so scoring them "
+            "cannot give it. Write the letter into the record, or generate answers instead."
+        )
+    return letters

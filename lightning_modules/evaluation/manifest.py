@@ -1,0 +1,217 @@
+"""What a benchmark score depends on, written down beside it: model, data, settings, versions.
+
+The identity of a run is the content of the model's files and of the data files, the list of media with their sizes, and
+every setting that reaches the model or the scores. Two runs of one identity differ by rounding at most. Paths, devices
+and the number of ranks are recorded, but are no part of it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from datamodules.evaluation.benchmark_datamodule import BenchmarkDataModule
+
+VERSION = 1
+"""Of the manifest's form."""
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
+MODEL_SUFFIXES = (*WEIGHT_SUFFIXES, ".json", ".txt", ".jinja", ".model")
+"""Files of a model folder that loading it may read: weights, configs, tokenizer, chat template."""
+PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "lightning", "peft", "bitsandbytes", "av", "numpy")
+HASH_THREADS = 4
+SHA256_DIGITS = 64
+
+Manifest = dict[str, Any]
+
+
+def new_manifest(
+    model_name_or_path: str,
+    data: BenchmarkDataModule,
+    *,
+    settings: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    run: Mapping[str, Any] | None,
+) -> Manifest:
+    """The manifest of a run that begins.
+
+    Args:
+        model_name_or_path: folder or Hugging Face name.
+        data: the data module, set up.
+        settings: everything else that reaches the model or the scores, besides the data module's own.
+        environment: where it runs; no part of the identity.
+        run: the configuration that `validate --manifest` replays; None where there is none.
+    """
+    identity = {
+        "model": model_files(model_name_or_path),
+        "data": data_identity(data),
+        "settings": {**data.settings(), **settings},
+    }
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {
+        "version": VERSION,
+        "identity": identity,
+        "versions": versions(),
+        "environment": {**environment, "started": started},
+        "paths": {"model": model_name_or_path, "data_root": data.data_root, "files": data.paths},
+        "run": run,
+    }
+
+
+def model_files(name_or_path: str) -> dict[str, str]:
+    """File name -> SHA-256 of its whole content, for every file that loading the model may read.
+
+    Args:
+        name_or_path: a folder, or a Hugging Face name, whose files are fetched here unless they are in the cache.
+
+    Raises:
+        ValueError: there are no weights among them.
+    """
+    from huggingface_hub import snapshot_download
+
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(name_or_path, allow_patterns=[f"*{suffix}" for suffix in MODEL_SUFFIXES]))
+    files = {path.name: path for path in folder.iterdir() if path.suffix in MODEL_SUFFIXES and path.is_file()}
+    if not any(Path(name).suffix in WEIGHT_SUFFIXES for name in files):
+        raise ValueError(
+            f"model_name_or_path is {name_or_path!r}, but {folder} holds no weights ({', '.join(WEIGHT_SUFFIXES)}). "
+            "Give the folder of a complete checkpoint."
+        )
+    return _hashes(files)
+
+
+def data_identity(data: BenchmarkDataModule) -> dict[str, Any]:
+    """Benchmark -> SHA-256 of its data file, number of questions, and the media as a list of paths and sizes.
+
+    Hashing the content of all videos would take longer than reading their frames; another encoding has another size.
+    """
+    items: dict[str, int] = dict.fromkeys(data.benchmarks, 0)
+    media: dict[str, set[str]] = {name: set() for name in data.benchmarks}
+    for key, record in data.items():
+        items[key.benchmark] += 1
+        if record.path is not None:
+            media[key.benchmark].add(record.path)
+    return {
+        name: {
+            "sha256": _sha256(Path(data.paths[name])),
+            "items": items[name],
+            "media": _media_identity(Path(data.data_root), sorted(media[name])),
+        }
+        for name in data.benchmarks
+    }
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that take part in an answer."""
+    installed = {distribution.metadata["Name"].lower() for distribution in metadata.distributions()}
+    return {"python": platform.python_version()} | {
+        name: metadata.version(name) for name in PACKAGES if name in installed
+    }
+
+
+def identity_hash(manifest: Manifest) -> str:
+    """SHA-256 of the identity: equal for runs that must give equal scores."""
+    return hashlib.sha256(json.dumps(manifest["identity"], sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """The manifest of an earlier run.
+
+    Raises:
+        ValueError: no such file, or one that is no manifest of this version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file (looked from {Path.cwd()}). Give the manifest.json of a run folder.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}. Give the manifest.json of a run folder.") from error
+    if not isinstance(manifest, dict) or manifest.get("version") != VERSION or "identity" not in manifest:
+        raise ValueError(f"{path} is no manifest of version {VERSION}. Give the manifest.json of a run folder.")
+    return manifest
+
+
+def differences(expected: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """One line `place: ... then, ... now` for every leaf in which two nested mappings differ."""
+    before, after = dict(_leaves(expected)), dict(_leaves(given))
+    return [
+        f"{'.'.join(place)}: {_shown(before, place)} then, {_shown(after, place)} now"
+        for place in sorted(before.keys() | after.keys())
+        if place not in before or place not in after or before[place] != after[place]
+    ]
+
+
+def without_media(manifest: Manifest) -> Manifest:
+    """The manifest without what is known about the media, which may have been mended since."""
+    data = {name: {**facts, "media": None} for name, facts in manifest["identity"]["data"].items()}
+    return {**manifest, "identity": {**manifest["identity"], "data": data}}
+
+
+def refuse_differences(expected: Manifest, given: Manifest, *, title: str, remedy: str) -> None:
+    """Compare the identities of an earlier and of this run.
+
+    Raises:
+        ValueError: they differ in model, data or settings; the message lists where.
+    """
+    found = differences(expected["identity"], given["identity"])
+    if found:
+        lines = "\n  ".join(found[:20]) + (f"\n  and {len(found) - 20} more" if len(found) > 20 else "")
+        raise ValueError(f"{title}\n  {lines}\n{remedy}")
+
+
+def check_replay(path: str | Path, given: Manifest) -> list[str]:
+    """Hold a run to the manifest of an earlier one.
+
+    Returns:
+        Differences in library versions, which are allowed.
+
+    Raises:
+        ValueError: no manifest there, or model, data or settings differ.
+    """
+    expected = read_manifest(path)
+    remedy = "Give the same model and data files, and no other settings; paths may differ."
+    refuse_differences(expected, given, title=f"This run is not the one of {path}:", remedy=remedy)
+    return differences(expected["versions"], given["versions"])
+
+
+def _leaves(tree: Any, place: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    if isinstance(tree, Mapping) and tree:
+        return [leaf for name, value in tree.items() for leaf in _leaves(value, (*place, str(name)))]
+    return [(place, tree)]
+
+
+def _shown(leaves: Mapping[tuple[str, ...], Any], place: tuple[str, ...]) -> str:
+    if place not in leaves:
+        return "absent"
+    value = leaves[place]
+    if isinstance(value, str) and len(value) == SHA256_DIGITS:
+        return f"{value[:12]}…"
+    return json.dumps(value, ensure_ascii=False)[:80]
+
+
+def _media_identity(root: Path, paths: Sequence[str]) -> dict[str, Any]:
+    digest, missing = hashlib.sha256(), 0
+    for path in paths:
+        file = root / path
+        size = file.stat().st_size if file.is_file() else None
+        missing += size is None
+        digest.update(f"{path}\0{size}\n".encode())
+    return {"files": len(paths), "missing": missing, "sha256_of_paths_and_sizes": digest.hexdigest()}
+
+
+def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
+    with ThreadPoolExecutor(HASH_THREADS) as pool:  # hashing releases the interpreter
+        return dict(zip(sorted(files), pool.map(_sha256, (files[name] for name in sorted(files))), strict=True))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,111 @@
+"""Makes the report of a run folder: `report.md` and `report.html`, a function of the folder's files and its media."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from datamodules.atomic_file import write_atomically
+from lightning_modules.evaluation.report.blocks import Section
+from lightning_modules.evaluation.report.breakdowns import benchmark_section
+from lightning_modules.evaluation.report.comparison import comparison_section
+from lightning_modules.evaluation.report.examples import make_examples
+from lightning_modules.evaluation.report.html_page import render_html
+from lightning_modules.evaluation.report.markdown import render_markdown
+from lightning_modules.evaluation.report.overview import (
+    failures_section,
+    paper_section,
+    run_label,
+    scores_section,
+    settings_section,
+)
+from lightning_modules.evaluation.report.run_folder import EvaluationRun, load_run
+
+EXAMPLES = 12
+"""Of each benchmark."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFiles:
+    """What `write_report` wrote."""
+
+    markdown: Path
+    html: Path
+    without_frames: int
+    """Examples whose media could not be read."""
+
+
+def write_report(
+    folder: str | Path,
+    *,
+    compare: str | Path | None = None,
+    output: str | Path | None = None,
+    examples: int = EXAMPLES,
+    data_root: str | Path | None = None,
+) -> ReportFiles:
+    """Write `report.md` and `report.html`; equal predictions, manifests and media give equal bytes.
+
+    Args:
+        folder: of a finished run.
+        compare: folder of another run on the same items.
+        output: folder of the two files, made where it does not exist; None takes the run's.
+        examples: at most so many of each benchmark.
+        data_root: where the media lie; None takes the folder that the manifest names.
+
+    Raises:
+        ValueError: a folder is not that of a finished run or its files do not belong together, the runs hold different
+            items, `examples` is negative, or the data root does not exist.
+    """
+    if examples < 0:
+        raise ValueError(f"examples is {examples}; give 0 for none, or how many of each benchmark are shown.")
+    run = load_run(folder)
+    other = None if compare is None else load_run(compare)
+    sections = report_sections(run, other)
+    root = _data_root(run, data_root) if examples else None
+    shown = make_examples(run, other, limit=examples, data_root=root)
+    title = f"Benchmark report: {run_label(run.model)}"
+    target = Path(folder if output is None else output)
+    target.mkdir(parents=True, exist_ok=True)
+    files = ReportFiles(
+        markdown=target / "report.md",
+        html=target / "report.html",
+        without_frames=sum(example.strip is None and example.prediction.path is not None for example in shown),
+    )
+    write_atomically(files.markdown, render_markdown(title, lead(run), sections))
+    write_atomically(files.html, render_html(title, lead(run), sections, shown))
+    return files
+
+
+def report_sections(run: EvaluationRun, other: EvaluationRun | None) -> list[Section]:
+    """All sections but the examples, in order."""
+    return [
+        scores_section(run),
+        paper_section(run),
+        *([comparison_section(run, other)] if other else []),
+        *(benchmark_section(run, benchmark) for benchmark in run.predictions),
+        failures_section(run),
+        settings_section(run),
+    ]
+
+
+def lead(run: EvaluationRun) -> str:
+    """One sentence on what was measured."""
+    items = sum(map(len, run.predictions.values()))
+    settings = run.manifest["identity"]["settings"]
+    scoring = {"generate": "answers are generated", "likelihood": "multiple choice by the likeliest option letter"}
+    return (
+        f"{items:,} items of {len(run.predictions)} benchmark{'' if len(run.predictions) == 1 else 's'}; "
+        f"{settings['frames']['num_frames']} frames of at most {settings['frames']['max_pixels']:,} pixels; "
+        f"{scoring[settings['choice_scoring']]}; protocols {' and '.join(run.protocols)}. "
+        f"Manifest {run.results['manifest_sha256'][:12]}."
+    )
+
+
+def _data_root(run: EvaluationRun, given: str | Path | None) -> Path:
+    root = Path(run.manifest["paths"]["data_root"] if given is None else given)
+    if not root.is_dir():
+        raise ValueError(
+            f"The film strips need the media of the run, but its data root {str(root)!r} does not exist here (looked "
+            f"from {Path.cwd()}). Give --data_root the folder that the items' paths are relative to, or --examples 0."
+        )
+    return root

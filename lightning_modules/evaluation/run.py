@@ -1,0 +1,117 @@
+"""The folder of a benchmark run: whose run it is, what is answered, and what comes of it.
+
+`manifest.json` is written first and never changes; a later run into the same folder must have the same identity and
+goes on where this one stopped. `predictions.jsonl`, `results.json` and `reference/` appear when all is answered.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datamodules.atomic_file import write_atomically
+from datamodules.evaluation.benchmark_datamodule import BenchmarkDataModule
+from lightning_modules.evaluation import manifest as manifests
+from lightning_modules.evaluation.journal import PredictionJournal
+from lightning_modules.evaluation.manifest import Manifest
+from lightning_modules.evaluation.results import VERSION, as_text, benchmark_results, reference_results
+from rewards.evaluation.predictions import Prediction
+from rewards.evaluation.scoring import Protocol
+
+
+class BenchmarkRun:
+    """One run folder, seen from one rank.
+
+    Args:
+        folder: of the run.
+        manifest: of this run.
+        data: the data module, set up.
+        protocols: those of the run.
+        notes: benchmark -> sentences that belong to its scores.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        data: BenchmarkDataModule,
+        protocols: Sequence[Protocol],
+        notes: Mapping[str, Sequence[str]],
+    ) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.data = data
+        self.protocols = protocols
+        self.notes = notes
+        self.journal = PredictionJournal(folder, data.batches())
+
+    def check(self, *, retry_failed: bool) -> None:
+        """Compare this run with the one whose folder this is, on every rank and before anything is written.
+
+        Args:
+            retry_failed: media may have been mended since.
+
+        Raises:
+            ValueError: the folder holds predictions without a manifest, or a run of another identity or of other
+                library versions.
+        """
+        path = self.folder / "manifest.json"
+        if not path.exists():
+            if self.folder.exists() and any(self.folder.glob("predictions*.jsonl")):
+                raise ValueError(
+                    f"{self.folder} holds predictions, but no manifest.json that says how they were made. Give "
+                    "model.init_args.output another folder."
+                )
+            return
+        earlier, given = manifests.read_manifest(path), self.manifest
+        if retry_failed:
+            earlier, given = (manifests.without_media(manifest) for manifest in (earlier, given))
+        remedy = "Give model.init_args.output another folder, or the earlier settings to go on."
+        title = f"{self.folder} holds a run that differs from this one:"
+        manifests.refuse_differences(earlier, given, title=title, remedy=remedy)
+        changed = manifests.differences(earlier["versions"], given["versions"])
+        if changed:
+            lines = "\n  ".join(changed)
+            raise ValueError(f"{self.folder} holds a run with other library versions:\n  {lines}\n{remedy}")
+
+    def prepare(self, *, retry_failed: bool) -> None:
+        """Write the manifest and gather what earlier runs have answered; rank 0 calls it, the others wait."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "manifest.json"
+        if retry_failed or not path.exists():
+            write_atomically(path, as_text(self.manifest))
+        self.journal.gather(retry_failed=retry_failed)
+
+    def publish(self) -> dict[str, Any] | None:
+        """Write predictions and results once all is answered; rank 0 calls it when no rank writes any more.
+
+        Returns:
+            Benchmark -> results; None where questions are left.
+        """
+        predictions = self.journal.finish()
+        if predictions is None:
+            return None
+        benchmarks = benchmark_results(predictions, self.protocols, self.notes)
+        settings = self.manifest["identity"]["settings"]
+        results = {
+            "version": VERSION,
+            "manifest_sha256": manifests.identity_hash(self.manifest),
+            "model": self.manifest["paths"]["model"],
+            "choice_scoring": settings["choice_scoring"],
+            "protocols": list(self.protocols),
+            "benchmarks": benchmarks,
+        }
+        if "videorft" in self.protocols:
+            self._export_reference(predictions)
+        write_atomically(self.folder / "results.json", as_text(results))
+        return benchmarks
+
+    def _export_reference(self, predictions: Sequence[Prediction]) -> None:
+        folder = self.folder / "reference"
+        folder.mkdir(exist_ok=True)
+        for benchmark, file in self.data.files_of():
+            rows = [prediction for prediction in predictions if prediction.benchmark == benchmark.name]
+            records = [json.loads(file.raw(row.index)) for row in rows]
+            write_atomically(folder / f"{file.path.stem}_output.json", as_text(reference_results(records, rows)))

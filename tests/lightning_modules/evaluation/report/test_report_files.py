@@ -1,0 +1,193 @@
+"""The two files of a report: complete, self-contained, deterministic, and deaf to what data would have them do."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import cli
+from lightning_modules.evaluation.report.examples import choose, make_examples, outcome_of
+from lightning_modules.evaluation.report.run_folder import load_run
+from lightning_modules.evaluation.report.write import write_report
+from tests.lightning_modules.evaluation.report.made_up_runs import write_made_up_run
+from tests.lightning_modules.evaluation.report.test_report_sections import answered, write_run_folder
+
+ALL = ("vsibench", "videommmu", "mmvu", "mvbench", "tempcompass", "videomme")
+ATTACK = "</p><script>window.attacked=1</script><img src=x onerror='window.attacked=1'> | **bold** [link](http://x)"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("report")
+    return write_made_up_run(root / "run", root / "data", ALL, items=16, seed=0, skill=0.6)
+
+
+class Tags(HTMLParser):
+    """Elements of a page with their attributes, and whether they are closed in order."""
+
+    VOID = frozenset({"meta", "img", "input"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def test_page_holds_every_benchmark_and_needs_nothing_else(run):
+    files = write_report(run)
+    page = files.html.read_text(encoding="utf-8")
+    tags = Tags(page)
+    assert [attributes["id"] for attributes in tags.named("section")] == [
+        "scores",
+        "paper",
+        *ALL,
+        "failures",
+        "examples",
+        "settings",
+    ]
+    assert len(tags.named("article")) == 6 * 12
+    ids = [attributes["id"] for _, attributes in tags.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert all(attributes["src"].startswith("data:image/jpeg;base64,") for attributes in tags.named("img"))
+    assert all(attributes["href"].removeprefix("#") in ids for attributes in tags.named("a"))
+    assert not {"link", "iframe", "object", "embed", "base"} & {tag for tag, _ in tags.elements}
+    assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|import\(", page)
+
+
+def test_policy_names_the_only_script_and_style(run):
+    page = write_report(run, examples=1).html.read_text(encoding="utf-8")
+    (policy,) = [each["content"] for each in Tags(page).named("meta") if "http-equiv" in each]
+    for tag in ("script", "style"):
+        (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'")
+
+
+def test_equal_predictions_give_equal_bytes_whenever_and_wherever(run, tmp_path):
+    again = write_made_up_run(tmp_path / "elsewhere", tmp_path / "data", ALL, items=16, seed=0, skill=0.6)
+    manifest = json.loads((again / "manifest.json").read_text())
+    manifest["environment"] = {"device": "cuda", "ranks": 2, "started": "2002-02-02T00:00:00"}
+    (again / "manifest.json").write_text(json.dumps(manifest))
+    first, second = write_report(run), write_report(again)
+    assert first.html.read_bytes() == second.html.read_bytes()
+    assert first.markdown.read_bytes() == second.markdown.read_bytes()
+    page = first.html.read_text(encoding="utf-8")
+    assert "2001" not in page and str(run.parent) not in page
+
+
+def test_data_cannot_become_markup(tmp_path):
+    predictions = answered("mmvu", [ATTACK, "B", None], problem=[ATTACK] * 3, subject=[ATTACK] * 3)
+    folder = write_run_folder(tmp_path / "run", tmp_path, predictions, model=f"models/{ATTACK}")
+    other = write_run_folder(tmp_path / "other", tmp_path, predictions, prompt=ATTACK)
+    files = write_report(folder, compare=other)
+    page, tables = (path.read_text(encoding="utf-8") for path in (files.html, files.markdown))
+    tags = Tags(page)
+    assert len(tags.named("script")) == 1 and not tags.named("img")
+    assert not any(name.startswith("on") for _, attributes in tags.elements for name in attributes)
+    assert page.count("&lt;script&gt;window.attacked=1&lt;/script&gt;") > 3
+    assert "<script" not in tables.replace("\\<script", "") and r"\*\*bold\*\* \[link\]" in tables
+    # A sign of the data that divides cells would give its row more of them than the rule below the header has.
+    for block in tables.split("\n\n"):
+        cells = [len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines() if line.startswith("|")]
+        assert len(set(cells)) <= 1, block
+
+
+def test_markdown_holds_the_same_numbers(run):
+    text = write_report(run).markdown.read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| Video-MME \| official \| overall \| (\S+) .*$", text, re.MULTILINE)
+    results = json.loads((run / "results.json").read_text())
+    value = results["benchmarks"]["videomme"]["protocols"]["official"]["means"]["overall"]["value"]
+    assert row == f"{value:.1f}"
+
+
+def test_strips_show_the_frames_that_the_model_saw(run):
+    (example, *_) = make_examples(load_run(run), None, limit=1, data_root=run.parent / "data")
+    assert example.prediction.path == "./VSI-Bench/arkitscenes/41069020.mp4"
+    assert example.strip_note.endswith("41069020.mp4, 8 of the 8 frames that the model saw")
+    with Image.open(io.BytesIO(example.strip.jpeg)) as image:
+        assert image.size == (example.strip.width, example.strip.height)
+        pixels = image.convert("RGB")
+        # Eight square tiles in a row: the video is red in its first half and green in its second.
+        first, last = (pixels.getpixel((round(image.width * x), image.height // 2)) for x in (1.1 / 16, 14.9 / 16))
+    assert first[0] > 180 > 100 > first[1] and last[1] > 150 > 100 > last[0]
+
+
+def test_a_stretch_of_a_video_says_so(run):
+    examples = make_examples(load_run(run), None, limit=12, data_root=run.parent / "data")
+    (note, *_) = [each.strip_note for each in examples if each.prediction.end is not None and each.strip]
+    assert "between 0 s and 1 s of the video" in note
+
+
+def test_media_that_cannot_be_read_are_named_without_folders_of_this_machine(run):
+    files = write_report(run)
+    page = files.html.read_text(encoding="utf-8")
+    assert files.without_frames == 6  # one item of each benchmark has failed on a file that does not exist
+    assert "No frames: mmvu:11 (problem_id 10): media file cut_off.mp4 does not exist" in page
+    assert str(run.parent) not in page
+
+
+def test_a_missing_data_root_is_an_error_unless_no_examples_are_wanted(tmp_path):
+    folder = write_run_folder(tmp_path / "run", tmp_path / "moved", answered("mmvu", ["A"]))
+    with pytest.raises(ValueError, match="--data_root the folder"):
+        write_report(folder)
+    assert "<article" not in write_report(folder, examples=0).html.read_text(encoding="utf-8")
+    assert write_report(folder, data_root=tmp_path).without_frames == 1
+    with pytest.raises(ValueError, match="examples is -1"):
+        write_report(folder, examples=-1)
+
+
+def test_examples_are_even_over_outcomes_and_groups():
+    durations = ["short"] * 20 + ["long"] * 20
+    answers = (["A"] * 18 + ["B"] * 2) * 2
+    predictions = answered("videomme", [*answers, None], duration=[*durations, "medium"])
+    chosen = choose(predictions, 7, kind=outcome_of)
+    # One failed; of right and wrong three each, from both groups: 0, 20, 1 and 18, 38, 19, in file order.
+    assert [item.index for item in chosen] == [0, 1, 18, 19, 20, 38, 40]
+    assert choose(predictions, 99, kind=outcome_of) == predictions
+    assert choose(predictions, 0, kind=outcome_of) == []
+
+
+def test_long_texts_are_cut_and_the_page_says_so(tmp_path):
+    (prediction,) = answered("mmvu", ["A" * 20_000])
+    folder = write_run_folder(tmp_path / "run", tmp_path, [prediction])
+    page = write_report(folder).html.read_text(encoding="utf-8")
+    assert "[… 14,000 of 20,000 characters left out …]" in page
+    assert "A" * 3001 not in page
+
+
+def test_other_runs_answers_stand_on_the_cards(tmp_path):
+    run = write_run_folder(tmp_path / "run", tmp_path, answered("mmvu", ["A", "B", "A", None]))
+    other = write_run_folder(tmp_path / "other", tmp_path, answered("mmvu", ["B", "A", "A", "A"]))
+    cards = Tags(write_report(run, compare=other).html.read_text(encoding="utf-8")).named("article")
+    assert [card["data-change"] for card in cards] == ["gained", "lost", "same", ""]
+
+
+def test_report_command(run, tmp_path, capsys):
+    assert cli.main(["report", str(run), "--output", str(tmp_path / "out"), "--examples", "1"]) == 0
+    said = capsys.readouterr().out
+    assert str(tmp_path / "out" / "report.html") in said
+    assert (tmp_path / "out" / "report.html").is_file() and (tmp_path / "out" / "report.md").is_file()
+    assert cli.main(["report", str(tmp_path / "nothing")]) == 2
+    assert "is not a folder" in capsys.readouterr().err

@@ -1,0 +1,170 @@
+"""Write docs/performance.md and the README's table from the results of the benchmarks.
+
+python tests/performance/performance_page.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "tests" / "performance" / "results"
+PAGE = ROOT / "docs" / "performance.md"
+README = ROOT / "README.md"
+START, END = "<!-- performance -->", "<!-- end of performance -->"
+Report = Mapping[str, Any]
+CASES = {
+    "rollout_prefill": "prefill of the rollout",
+    "rollout": "whole rollout",
+    "update": "update (forward and backward, video included)",
+    "logprobs": "log-probabilities, forward and backward",
+    "step": "whole step",
+}
+UNEQUAL = ", completions of unequal length"
+
+
+def main() -> None:
+    PAGE.write_text(page(), encoding="utf-8")
+    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def page() -> str:
+    """The whole of docs/performance.md."""
+    parts = ["# Performance", _INTRODUCTION, _group_section(_load("cpu")), _gpu_section()]
+    parts += [_reward_section(_load("semantic_reward")), _video_section(_load("video_reader"))]
+    return "\n\n".join(parts) + "\n"
+
+
+def with_table(readme: str) -> str:
+    """The README with a fresh table between its two marks.
+
+    Raises:
+        ValueError: a mark is missing, or stands there twice.
+    """
+    if readme.count(START) != 1 or readme.count(END) != 1:
+        raise ValueError(f"README.md needs {START} and {END} once each, around the table.")
+    before, rest = readme.split(START)
+    return f"{before}{START}\n{_short_table(_load('cpu'))}\n{END}{rest.split(END)[1]}"
+
+
+_INTRODUCTION = """\
+What a GRPO group costs, and what the parts around it cost. Every number here comes from a file in
+[tests/performance/results](../tests/performance/results), which `make bench`, `make bench-reward` and
+`make bench-video` write on your machine. `python tests/performance/performance_page.py`
+makes this page of them. Shapes: P prompt tokens, G completions per prompt, C tokens of the longest completion."""
+
+
+def _load(name: str) -> Report:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _cases(report: Report) -> list[tuple[str, Mapping[str, Any]]]:
+    """Name and row of every measurement of ours."""
+    rows = [row for row in report["rows"] if row["method"] == "ours"]
+    return [(CASES[row["case"]] + (UNEQUAL if row["lengths"] == "unequal" else ""), row) for row in rows]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---"] * len(header)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f} x"
+
+
+def _short_table(report: Report) -> str:
+    wanted = {("update", 1024), ("update", 4096), ("rollout_prefill", 1024), ("rollout", 1024), ("step", 1024)}
+    rows = [
+        (name, str(row["P"]), _ratio(row["time_ratio"]), _ratio(row["memory_ratio"]))
+        for name, row in _cases(report)
+        if (row["case"], row["P"]) in wanted and row["G"] == 8
+    ]
+    return "\n".join(
+        [
+            _table(("G = 8, C = 256", "P", "repeated / ours, time", "repeated / ours, memory"), rows),
+            "",
+            "Cost of pixels and prompt repeated for every completion, as in the published code, divided by ours; the",
+            f"gradients are equal. P prompt tokens, G completions, C tokens. {report['date']}, {report['machine']},",
+            f"torch {report['torch']}, random weights of size `{report['size']}`.",
+        ]
+    )
+
+
+def _group_section(report: Report) -> str:
+    rows = [
+        (
+            name,
+            *(str(row[shape]) if row[shape] is not None else "" for shape in "PGC"),
+            f"{row['seconds']:.3g}",
+            _ratio(row["time_ratio"]),
+            f"{row['peak_memory_mib']:.0f}",
+            _ratio(row["memory_ratio"]),
+        )
+        for name, row in _cases(report)
+    ]
+    header = ("what", "P", "G", "C", "seconds", "repeated / ours, time", "peak MiB", "repeated / ours, memory")
+    return f"""\
+## A GRPO group on a CPU
+
+{report["date"]}, {report["machine"]}, torch {report["torch"]}, transformers {report["transformers"]};
+random weights of size `{report["size"]}` in {report["dtype"]}. "Repeated" is the way of the published code: pixels and
+prompt once for every completion, stock attention, log_softmax over the vocabulary. Both compute the same gradients.
+Methods take turns in one process and medians are compared; seconds are user time; memory is the peak beyond weights,
+gradients and inputs. [All methods](../tests/performance/results/cpu.md), among them the video encoded once with the
+prompt still repeated, and the installed `generate(num_return_sequences=G)`.
+
+{_table(header, rows)}
+
+![cost against prompt length and group size](../tests/performance/results/cpu.png)
+
+The log-probabilities trade time for memory: head and softmax run over chunks of `logprob_chunk_size` rows (512) and are
+computed again in the backward, so their memory does not grow with the number of completions."""
+
+
+def _gpu_section() -> str:
+    if (RESULTS / "gpu.json").exists():
+        report = _load("gpu")
+        return f"## A GRPO group on a GPU\n\n{report['machine']}: [all numbers](../tests/performance/results/gpu.md)."
+    return """\
+## A GRPO group on a GPU
+
+Not measured: no GPU was at hand. `make bench BENCH="--size 3b"` (or `7b`) measures the same cases in bfloat16 with the
+published shapes and writes `tests/performance/results/gpu.json`."""
+
+
+def _reward_section(report: Report) -> str:
+    once, repeated = report["encodings"]["once"], report["encodings"]["repeated"]
+    return f"""\
+## The semantic reward
+
+{report["date"]}, {report["machine"]}; {report["frames"]} frames, G = {report["completions"]}, a SigLIP with random
+weights. Every frame and every text of a group is encoded once: {once} encodings instead of {repeated}, and
+{report["time_ratio"]:.1f} times less time than encoding the frames for each completion."""
+
+
+def _video_section(report: Report) -> str:
+    names = list(dict.fromkeys(row["case"] for row in report["rows"]))
+    readers = list(dict.fromkeys(row["reader"] for row in report["rows"]))
+    cells = {(row["case"], row["reader"]): row for row in report["rows"]}
+
+    def cell(row: Mapping[str, Any]) -> str:
+        wrong = "" if row["exact"] else f", **{row['wrong_frames']} of 16 frames wrong**"
+        return f"{row['seconds']:.2f} s ({_ratio(row['ratio_to_fastest'])}){wrong}"
+
+    rows = [(name, *(cell(cells[name, reader]) for reader in readers)) for name in names]
+    return f"""\
+## Video readers
+
+{report["date"]}, {report["machine"]}; {report["timing"]}.
+The job: 16 frames under the training profile. In brackets the cost over the fastest reader's. Frames are compared with
+those of a full decode.
+
+{_table(("file", *readers), rows)}"""
+
+
+if __name__ == "__main__":
+    main()

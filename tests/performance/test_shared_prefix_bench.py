@@ -1,0 +1,129 @@
+"""The GRPO group benchmark: equal work on both sides, hand-counted arithmetic, and a whole quick run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.performance.measure import in_fresh_process, resident_peak_mib
+from tests.performance.operations import decoder_weights, update_operations
+from tests.performance.random_models import SIZES, VIDEO_TOKEN, build_models, video_grid, video_prompt
+from tests.performance.shared_prefix_cases import CASES, Scenario, build_work, update_logprobs
+
+ROOT = Path(__file__).parents[2]
+RUN_WITHOUT = """
+import runpy, sys
+sys.modules.update(dict.fromkeys({!r}))  # importing them raises
+sys.argv = {!r}
+runpy.run_path({!r}, run_name="__main__")
+"""
+METHODS = ("repeated", "repeated_fast_vision", "vision_once", "ours")
+
+
+@pytest.fixture(scope="module")
+def models():
+    return build_models(SIZES["demo"], "cpu", torch.float32)
+
+
+def gradients(model):
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("unequal", [False, True])
+def test_all_methods_compute_the_same_log_probabilities(models, unequal):
+    scenario = Scenario(
+        case="update", methods=METHODS, prompt_tokens=96, group_size=3, completion_tokens=12, unequal=unequal
+    )
+    assert scenario.lengths == ([2, 7, 12] if unequal else [12, 12, 12])  # ceil(12 / 8), ceil(12 * 9 / 16), 12
+
+    logprobs = {method: compute() for method, compute in update_logprobs(models, scenario).items()}
+
+    assert (logprobs["ours"] != 0).sum(dim=1).tolist() == scenario.lengths
+    for method in METHODS:
+        torch.testing.assert_close(logprobs[method], logprobs["ours"], rtol=0, atol=2e-5)
+
+
+def test_all_methods_give_the_same_gradients(models):
+    work = build_work(models, Scenario(case="update", methods=METHODS, prompt_tokens=96, completion_tokens=6))
+    found = {}
+    models.stock.zero_grad()
+    for method in METHODS:
+        work[method]()
+        found[method] = gradients(models.stock)  # the policy has the same parameters
+    for method in METHODS:
+        for name, expected in found["repeated"].items():
+            error = (found[method][name] - expected).norm() / expected.norm().clamp(min=1e-6)
+            assert error < 1e-3, (method, name)
+
+
+def test_every_sampler_takes_all_its_tokens_and_no_vision_token(models):
+    scenario = Scenario(case="rollout", methods=("repeated", "generate", "ours"), prompt_tokens=64, completion_tokens=5)
+    for method, sample in build_work(models, scenario).items():
+        completions = torch.stack(list(sample()))
+        assert completions.shape == (8, 5), method
+        assert completions.min() > VIDEO_TOKEN, method
+
+
+@pytest.mark.parametrize("tokens", [64, 512, 1024, 8192])
+def test_a_prompt_has_the_asked_length_and_is_mostly_video(tokens):
+    prompt = video_prompt(SIZES["demo"], tokens)
+    assert len(prompt.input_ids) == tokens
+    frames, rows, columns = video_grid(tokens)
+    features = (prompt.input_ids == VIDEO_TOKEN).sum()
+    assert features == frames * rows * columns == prompt.vision.grid_thw.prod() // 4
+    assert 0.75 <= features / tokens <= 0.9
+
+
+def test_operations_of_the_published_7b_size():
+    # A layer of 7B: 2 * 3584^2 for queries and output, 2 * 3584 * 512 for keys and values, 3 * 3584 * 18944 for the
+    # feed-forward part: 233,046,016 weights; 28 layers: 6.525e9.
+    size = SIZES["7b"]
+    assert decoder_weights(size) == 28 * 233_046_016
+    # At P = 1024 and 8 completions of 256 tokens rows hold 8 * 1280 tokens, packed 1024 + 8 * 255; the difference of
+    # 7176 tokens costs 6 operations per weight, and the share of attention, head and video is small against it.
+    repeated, ours = (update_operations(size, 1024, [256] * 8, method) for method in ("repeated", "ours"))
+    assert 1 < (repeated - ours) / (6 * 7176 * decoder_weights(size)) < 1.6
+
+
+def allocated_peak() -> float:
+    torch.zeros(1)
+    return resident_peak_mib(lambda: torch.ones(8, 1024, 1024))
+
+
+def test_resident_peak_sees_an_allocation_in_a_fresh_process():
+    # 8 * 1024^2 float32 values are 32 MiB.
+    assert 32 <= in_fresh_process(allocated_peak) < 34
+
+
+def test_a_quick_run_without_media_and_training_packages_reports_every_case(tmp_path):
+    output = tmp_path / "quick.json"
+    script = str(ROOT / "tests" / "performance" / "shared_prefix.py")
+    blocked = ["av", "decord", "torchcodec", "lightning", "jsonargparse", "torchmetrics", "datasets"]
+    arguments = [script, "--quick", "--repeats", "1", "--output", str(output)]
+
+    result = subprocess.run(
+        [sys.executable, "-c", RUN_WITHOUT.format(blocked, arguments, script)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+
+    assert result.returncode == 0, result.stderr
+    report = json.loads(output.read_text())
+    assert {row["case"] for row in report["rows"]} == set(CASES)
+    assert {row["lengths"] for row in report["rows"]} == {"equal", "unequal"}
+    for row in report["rows"]:
+        for key in ("seconds", "peak_memory_mib", "time_ratio", "memory_ratio", "tokens_per_second"):
+            assert row[key] > 0, (row, key)
+        if row["method"] == "repeated":
+            assert row["time_ratio"] == row["memory_ratio"] == 1
+    table = output.with_suffix(".md").read_text()
+    assert table.count("\n| ") == len(report["rows"]) + 1  # and the heading
+    assert output.with_suffix(".png").stat().st_size > 10_000

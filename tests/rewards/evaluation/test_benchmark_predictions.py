@@ -1,0 +1,114 @@
+"""Rows of predictions: nothing is lost on the disk, and what counts in which mean."""
+
+import json
+
+import pytest
+
+from rewards.evaluation.metrics import aggregate
+from rewards.evaluation.predictions import Prediction, grade, metric_rows, prediction_from, read_predictions
+
+FAILURE = "data.json:2 (problem_id 7): media file clip.mp4 does not exist."
+
+
+def prediction(problem_id="7", benchmark="tempcompass", **values):
+    common = {"index": 0, "problem_type": "multiple choice", "data_type": "video", "question": "q", "gold": "A"}
+    return Prediction(benchmark=benchmark, problem_id=problem_id, path="./clip.mp4", **{**common, **values})
+
+
+def test_a_line_holds_everything(tmp_path):
+    row = prediction(
+        options=["A. 日本", "B. \u2028"],
+        start=0.1,
+        breakdown={"task": "yes_no"},
+        extra={"more": [1, {"deep": None}]},
+        completion="<answer>A</answer>\n",
+        answer="A",
+        option_logprobs={"A": -0.1234567890123456789},
+        scores={"videorft": 1.0},
+        truncated=False,
+    )
+    file = tmp_path / "predictions.jsonl"
+    file.write_text(row.to_line() * 2, encoding="utf-8")
+    assert read_predictions(file) == [row, row]
+    assert file.read_text(encoding="utf-8").count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"color": 1}, r"unknown fields \['color'\]"), ({"gold": None}, r"lacks \['gold'\]")],
+)
+def test_a_row_of_another_version_is_refused_with_its_line(tmp_path, change, message):
+    row = json.loads(prediction().to_line())
+    row.update(change)
+    row = {name: value for name, value in row.items() if value is not None or name != "gold"}
+    file = tmp_path / "predictions.jsonl"
+    file.write_text(prediction().to_line() + json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=rf"predictions\.jsonl:2: .*{message}"):
+        read_predictions(file)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.jsonl is not a file"):
+        read_predictions(tmp_path / "none.jsonl")
+
+
+def test_protocols_grade_by_their_own_rules():
+    # "A. red" is not the text "A" (script); its first mark is the letter A (TempCompass's matching rule).
+    grades = grade(
+        "tempcompass",
+        ["videorft", "official"],
+        problem_type="multiple choice",
+        question_type=None,
+        answer="A. red",
+        gold="A",
+    )
+    assert grades.scores == {"videorft": 0.0, "official": 1.0}
+    assert grades.ungraded == {}
+
+
+@pytest.mark.parametrize("answer", ["red squares", None])
+def test_captions_have_no_official_rule_whether_answered_or_failed(answer):
+    grades = grade(
+        "tempcompass",
+        ["videorft", "official"],
+        problem_type="free-form",
+        question_type=None,
+        answer=answer,
+        gold="red",
+    )
+    assert grades.scores == {"videorft": None if answer is None else 0.0, "official": None}
+    assert list(grades.ungraded) == ["official"]
+    assert "no official rule" in grades.ungraded["official"]
+
+
+def test_broken_gold_answers_are_no_missing_rule():
+    with pytest.raises(ValueError, match="not a number"):
+        grade("vsibench", ["videorft"], problem_type="regression", question_type=None, answer="1", gold="two")
+
+
+def test_failed_items_stay_in_the_denominator_report_and_ungraded_ones_in_none():
+    rows = metric_rows(
+        [
+            prediction("1", answer="A", scores={"official": 1.0}, breakdown={"task": "yes_no"}),
+            prediction("2", failure=FAILURE, scores={"official": None}, breakdown={"task": "yes_no"}),
+            prediction("3", answer="red", scores={"official": None}, ungraded={"official": "no rule"}),
+        ],
+        "official",
+    )
+    means = aggregate("tempcompass", "official", rows)
+    assert {name: means[name] for name in ("overall", "scored", "failed", "failed/task/yes_no")} == {
+        "overall": 100.0,
+        "scored": 1.0,
+        "failed": 1.0,
+        "failed/task/yes_no": 1.0,
+    }
+
+
+def test_a_protocol_that_was_not_scored_is_an_error():
+    with pytest.raises(ValueError, match="no score of protocol 'official'; the run scored 'videorft'"):
+        metric_rows([prediction(scores={"videorft": 1.0})], "official")
+
+
+def test_rows_come_back_equal():
+    row = prediction(scores={"official": 0.5})
+    assert prediction_from(json.loads(row.to_line())) == row
