@@ -6,14 +6,14 @@ from pathlib import Path
 
 from datamodules.records import media_path
 from datamodules.types import VideoRecord
-from datamodules.video.frame_sampling import SamplingProfile
+from datamodules.video.frame_sampling import FrameConfig
 from datamodules.video.time_range import time_range
 from datamodules.video.types import VideoClip
 from datamodules.video.video_reader import ReaderName, VideoReadError, read_image, read_video
 
 
 def read_media(
-    record: VideoRecord, data_root: str | Path, profile: SamplingProfile, *, reader: ReaderName = "pyav"
+    record: VideoRecord, data_root: str | Path, profile: FrameConfig, *, reader: ReaderName = "pyav"
 ) -> VideoClip | None:
     """Decode and resize the frames of a video or the image of a record; None for a text-only record.
 

@@ -53,7 +53,7 @@ class VisionInput:
     """The vision tower's input for a whole batch: images and videos concatenated in order of appearance."""
 
     patches: Tensor
-    """uint8 [N, D], raw pixel values 0..255; normalised on the device by the policy (a quarter of float's size)."""
+    """uint8 [N, D], raw pixel values 0..255; normalized on the device by the policy (a quarter of float's size)."""
     grid_thw: Tensor
     """int64 [n, 3]: temporal, vertical and horizontal patches of each item (before spatial merging)."""
     is_video: Tensor

@@ -15,7 +15,7 @@ from datamodules.prompts import PromptTemplate
 from datamodules.records import RecordSet, open_records
 from datamodules.sampler import ResumableSampler
 from datamodules.types import EncodedPrompt, VideoRecord
-from datamodules.video.frame_sampling import EVAL, TRAIN, SamplingProfile
+from datamodules.video.frame_sampling import EVAL, TRAIN, FrameConfig
 from datamodules.video.video_reader import ReaderName
 
 TrainFormat = Literal["sft", "prompts"]
@@ -36,7 +36,7 @@ class EncodedRecords(Dataset):
         self,
         records: RecordSet,
         encoder: PromptEncoder,
-        profile: SamplingProfile,
+        profile: FrameConfig,
         reader: ReaderName,
         *,
         with_targets: bool = False,
@@ -71,8 +71,8 @@ class VideoDataModule(L.LightningDataModule):
         predict_files: data files for predict.
         train_format: "sft" gives prompts with targets, "prompts" gives prompts to sample from.
         prompt: the prompt texts; null takes the default ones.
-        train_profile: frames and pixels in fit.
-        eval_profile: frames and pixels in validate, test and predict.
+        train_frames: frames and pixels in fit.
+        eval_frames: frames and pixels in validate, test and predict.
         reader: video back end: pyav, decord or torchcodec.
         seconds_per_patch: seconds of video per temporal patch for the rotary positions; null takes the real value.
         max_prompt_tokens: a longer prompt is an error, never cut.
@@ -93,8 +93,8 @@ class VideoDataModule(L.LightningDataModule):
         predict_files: list[str] | None = None,
         train_format: TrainFormat = "prompts",
         prompt: PromptTemplate | None = None,
-        train_profile: SamplingProfile = TRAIN,
-        eval_profile: SamplingProfile = EVAL,
+        train_frames: FrameConfig = TRAIN,
+        eval_frames: FrameConfig = EVAL,
         reader: ReaderName = "pyav",
         seconds_per_patch: float | None = None,
         max_prompt_tokens: int = 16384,
@@ -113,8 +113,8 @@ class VideoDataModule(L.LightningDataModule):
         self.files = {"fit": train_files, "validate": val_files, "test": test_files, "predict": predict_files}
         self.train_format: TrainFormat = train_format
         self.prompt = prompt or PromptTemplate()
-        self.train_profile = train_profile
-        self.eval_profile = eval_profile
+        self.train_frames = train_frames
+        self.eval_frames = eval_frames
         self.reader: ReaderName = reader
         self.seconds_per_patch = seconds_per_patch
         self.max_prompt_tokens = max_prompt_tokens
@@ -143,7 +143,7 @@ class VideoDataModule(L.LightningDataModule):
                 raise self._no_checkpoint("tokenizer", error) from error
             media_token_id(self.tokenizer, "<|video_pad|>")  # a folder without tokenizer files gives an empty one
 
-    def check_patch_sizes(self, profile: SamplingProfile) -> None:
+    def check_patch_sizes(self, profile: FrameConfig) -> None:
         """Compare a profile's patch sizes with those of the checkpoint's vision tower.
 
         Raises:
@@ -164,8 +164,8 @@ class VideoDataModule(L.LightningDataModule):
             if getattr(profile, name) != size:
                 raise ValueError(
                     f"A sampling profile has {name} {getattr(profile, name)}, but the vision tower of "
-                    f"{self.model_name_or_path} has {size}; set {name}: {size} in data.init_args.train_profile and "
-                    "data.init_args.eval_profile."
+                    f"{self.model_name_or_path} has {size}; set {name}: {size} in data.init_args.train_frames and "
+                    "data.init_args.eval_frames."
                 )
 
     def stage_files(self, stage: str) -> list[str]:
@@ -197,9 +197,9 @@ class VideoDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         stage = TrainerFn(stage).value
         self.load_tokenizer()
-        self.check_patch_sizes(self.eval_profile)
+        self.check_patch_sizes(self.eval_frames)
         if stage == "fit":
-            self.check_patch_sizes(self.train_profile)
+            self.check_patch_sizes(self.train_frames)
             self._open("fit", required=True)
             self._open("validate", required=False)
         else:
@@ -207,7 +207,7 @@ class VideoDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         with_targets = self.train_format == "sft"
-        dataset = self._dataset("fit", self.train_profile, with_targets=with_targets)
+        dataset = self._dataset("fit", self.train_frames, with_targets=with_targets)
         collator = SFTCollator if with_targets else PromptCollator
         sampler = ResumableSampler(
             len(dataset),
@@ -257,7 +257,7 @@ class VideoDataModule(L.LightningDataModule):
         require_process = self.needs_process(stage)
         self.records[stage] = open_records(self.stage_files(stage), self.data_root, require_process=require_process)
 
-    def _dataset(self, stage: str, profile: SamplingProfile, *, with_targets: bool = False) -> EncodedRecords:
+    def _dataset(self, stage: str, profile: FrameConfig, *, with_targets: bool = False) -> EncodedRecords:
         encoder = PromptEncoder(
             self.tokenizer,
             self.prompt,
@@ -272,7 +272,7 @@ class VideoDataModule(L.LightningDataModule):
         return EncodedRecords(self.records[stage], encoder, profile, self.reader, with_targets=with_targets)
 
     def _eval_loader(self, stage: str) -> DataLoader:
-        dataset = self._dataset(stage, self.eval_profile)
+        dataset = self._dataset(stage, self.eval_frames)
         sampler = ResumableSampler(
             len(dataset),
             batch_size=self.eval_batch_size,

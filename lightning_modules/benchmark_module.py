@@ -178,7 +178,7 @@ class BenchmarkModule(PolicyModule):
             "dtype": self.dtype_name,
             "precision": str(self.trainer.precision),
             "attn_implementation": self.attn_implementation,
-            "quantisation": self.quantisation,
+            "quantization": self.quantization,
             "lora": None if self.lora is None else asdict(self.lora),
         }
         environment = {"device": str(self.trainer.strategy.root_device), "ranks": self.trainer.world_size}

@@ -1,4 +1,4 @@
-"""Group relative policy optimisation with verifiable rewards.
+"""Group relative policy optimization with verifiable rewards.
 
 Shapes: B prompts, G completions per prompt, S = B * G, C completion tokens.
 """
@@ -15,7 +15,7 @@ from datamodules.collate import PromptCollator
 from datamodules.sampler import sample_seed
 from datamodules.types import EncodedPrompt, PromptBatch
 from lightning_modules.functional.advantages import AdvantageScale, group_relative_advantages, zero_variance
-from lightning_modules.functional.policy_losses import LossSettings, find_loss
+from lightning_modules.functional.policy_losses import LossConfig, find_loss
 from lightning_modules.policy import reference as reference_policy
 from lightning_modules.policy.reference import Reference
 from lightning_modules.policy.sharding import unsharded
@@ -30,7 +30,7 @@ from lightning_modules.training.strategies import gradient_sync, whole_norm
 from lightning_modules.training.update import PolicyUpdate, accumulate
 from rewards.base import Reward
 from rewards.suite import RewardSuite
-from rewards.suite_settings import SuiteSettings
+from rewards.suite_config import SuiteConfig
 from rewards.types import RewardBreakdown
 
 ShuffledCompletions = list[tuple[str, ...] | None]
@@ -43,16 +43,16 @@ SHUFFLED_ATTEMPT = -1
 class GRPOModule(PolicyModule):
     """Samples G completions per prompt, scores them and raises the probability of the better ones.
 
-    Optimisation is manual, since one rollout feeds several backward passes: the Trainer's gradient_clip_val and
+    Optimization is manual, since one rollout feeds several backward passes: the Trainer's gradient_clip_val and
     accumulate_grad_batches do not apply, `max_grad_norm` and `micro_batch_groups` take their place.
 
     Args:
         rewards: the reward suite, each with its weight and gate.
-        suite: how rewards are normalised and what becomes of truncated completions.
+        suite: how rewards are normalized and what becomes of truncated completions.
         group_size: completions per prompt, G.
         sampling: how completions are drawn in training.
         loss: name of the policy loss: grpo, dr_grpo, dapo, bnpo, gspo or cispo.
-        loss_settings: its coefficients; beta > 0 needs a reference: a frozen copy or, with lora, the adapters disabled.
+        loss_config: its coefficients; beta > 0 needs a reference: a frozen copy or, with lora, the adapters disabled.
         advantage_scale: what advantages are divided by: the standard deviation of their group, of the batch, or none.
         inner_epochs: passes over each rollout.
         micro_batch_groups: groups per backward pass; null takes the whole batch.
@@ -69,11 +69,11 @@ class GRPOModule(PolicyModule):
     def __init__(
         self,
         rewards: list[Reward],
-        suite: SuiteSettings = SuiteSettings(),  # noqa: B008 - frozen, and its fields show in --help
+        suite: SuiteConfig = SuiteConfig(),  # noqa: B008 - frozen, and its fields show in --help
         group_size: int = 8,
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 - likewise
         loss: str = "grpo",
-        loss_settings: LossSettings = LossSettings(),  # noqa: B008 - likewise
+        loss_config: LossConfig = LossConfig(),  # noqa: B008 - likewise
         advantage_scale: AdvantageScale = "group",
         inner_epochs: int = 1,
         micro_batch_groups: int | None = None,
@@ -85,13 +85,13 @@ class GRPOModule(PolicyModule):
     ) -> None:
         super().__init__(**kwargs)
         self.automatic_optimization = False
-        reference_policy.check_sync(reference_sync_steps, beta=loss_settings.beta, has_adapters=self.lora is not None)
+        reference_policy.check_sync(reference_sync_steps, beta=loss_config.beta, has_adapters=self.lora is not None)
         _check_arguments(group_size, inner_epochs, micro_batch_groups, max_resamples, max_grad_norm)
-        self.loss = find_loss(loss, loss_settings)
+        self.loss = find_loss(loss, loss_config)
         self.suite = RewardSuite(rewards, suite)
         self.group_size = group_size
         self.sampling = sampling
-        self.loss_settings = loss_settings
+        self.loss_config = loss_config
         self.advantage_scale: AdvantageScale = advantage_scale
         self.inner_epochs = inner_epochs
         self.micro_batch_groups = micro_batch_groups
@@ -111,7 +111,7 @@ class GRPOModule(PolicyModule):
 
     def configure_model(self) -> None:
         super().configure_model()
-        if self.reference is None and self.loss_settings.beta > 0:
+        if self.reference is None and self.loss_config.beta > 0:
             self.reference = reference_policy.reference_of(
                 self.policy, lambda: self.sharded(reference_policy.frozen(self.load_policy()))
             )
@@ -119,7 +119,7 @@ class GRPOModule(PolicyModule):
             self.policy,
             self.reference,
             loss=self.loss,
-            settings=self.loss_settings,
+            settings=self.loss_config,
             temperature=self.sampling.temperature,
             max_new_tokens=self.sampling.max_new_tokens,
             micro_batch_groups=self.micro_batch_groups,

@@ -14,7 +14,7 @@ from datamodules.sampler import sample_seed
 from datamodules.types import PromptBatch, SFTBatch
 from datamodules.video_datamodule import TrainFormat
 from lightning_modules.policy import adapters
-from lightning_modules.policy.adapters import LoraSettings, Quantisation
+from lightning_modules.policy.adapters import AdapterConfig, Quantization
 from lightning_modules.policy.export import write_pretrained
 from lightning_modules.policy.loading import AttentionImplementation, Dtype, load_policy
 from lightning_modules.policy.policy import Policy
@@ -44,7 +44,7 @@ class PolicyModule(L.LightningModule):
         logprob_chunk_size: rows of logits that exist at a time.
         freeze: parts that do not train: vision_tower, merger, embeddings, language_model; null trains everything.
         lora: train low-rank adapters of the language model and nothing else; null trains the weights themselves.
-        quantisation: "nf4" keeps the language model's own weights in 4 bits (QLoRA); needs lora.
+        quantization: "nf4" keeps the language model's own weights in 4 bits (QLoRA); needs lora.
         optimizer: AdamW and its schedule.
         evaluation: decoding for validate, test and predict.
         seed: root of all sampling seeds.
@@ -61,8 +61,8 @@ class PolicyModule(L.LightningModule):
         gradient_checkpointing: bool = False,
         logprob_chunk_size: int = 512,
         freeze: list[Part] | None = None,
-        lora: LoraSettings | None = None,
-        quantisation: Quantisation | None = None,
+        lora: AdapterConfig | None = None,
+        quantization: Quantization | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 - frozen, and its fields show in --help
         evaluation: SamplingConfig = EVALUATION_SAMPLING,
         seed: int = 0,
@@ -75,7 +75,7 @@ class PolicyModule(L.LightningModule):
         self.logprob_chunk_size = logprob_chunk_size
         self.freeze_parts = freeze or []
         self.lora = lora
-        self.quantisation = quantisation
+        self.quantization = quantization
         self.strict_loading = lora is None  # checkpoints hold the adapters alone, see on_save_checkpoint
         self.optimizer_config = optimizer
         self.evaluation = evaluation
@@ -117,7 +117,7 @@ class PolicyModule(L.LightningModule):
             logprob_chunk_size=self.logprob_chunk_size,
             freeze=self.freeze_parts,
             lora=self.lora,
-            quantisation=self.quantisation,
+            quantization=self.quantization,
         )
 
     def on_fit_start(self) -> None:

@@ -16,7 +16,7 @@ from lightning_modules.training.strategies import whole_norm
 
 
 class SFTModule(PolicyModule):
-    """Minimises the mean negative log-probability of the assistant's tokens (automatic optimisation).
+    """Minimizes the mean negative log-probability of the assistant's tokens (automatic optimization).
 
     Trains on `SFTBatch`es (data.train_format: sft) and validates on prompts.
 

@@ -23,7 +23,7 @@ class Reward:
         weight: factor of the score in the total; 0 measures the reward without training on it.
         gate: name of a reward of the suite; this one counts only where that one's raw score is above 0.
         name: name in logs and in the breakdown; the class's own name for itself if not given.
-        problem_types: the kinds of question that this reward is for, as spelt in records; elsewhere it is not asked
+        problem_types: the kinds of question that this reward is for, as spelled in records; elsewhere it is not asked
             and scores 0. null for all.
 
     Raises:

@@ -154,7 +154,7 @@ class ImageTextEncoder:
         return torch.cat(rows)  # [N, D]
 
     def image_inputs(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
-        """What the image tower gets: the bytes after the checkpoint's own resizing and normalisation, nothing else."""
+        """What the image tower gets: the bytes after the checkpoint's own resizing and normalization, nothing else."""
         assert all(image.dtype == torch.uint8 for image in images), "images must be uint8"
         return dict(self.processor.image_processor(list(images), return_tensors="pt"))
 

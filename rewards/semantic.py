@@ -51,7 +51,7 @@ def as_bytes(frames: Tensor) -> Tensor:
 
     Raises:
         ValueError: another shape, dtype or scale. Fractions between 0 and 1 are refused, not multiplied, because a
-            wrong guess would show the encoder other colours.
+            wrong guess would show the encoder other colors.
     """
     if frames.ndim != 4 or frames.shape[1] != 3 or frames.numel() == 0:
         raise ValueError(f"frames have shape {list(frames.shape)}; they must be [F, 3, H, W], F >= 1.")
@@ -95,7 +95,7 @@ class SemanticReward(Reward):
         gate: name of a reward of the suite; this one counts only where that one's raw score is above 0. Null counts
             and measures everywhere.
         name: name in logs and in the breakdown; "semantic" if not given.
-        problem_types: the kinds of question that this reward is for, as spelt in records; null for all.
+        problem_types: the kinds of question that this reward is for, as spelled in records; null for all.
         model_name_or_path: Hugging Face folder or name of a SigLIP or SigLIP2 checkpoint. A folder is checked at once,
             the weights are read when the first group is scored.
         variant: paper or code.

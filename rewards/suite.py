@@ -1,12 +1,12 @@
-"""The rewards of a run together: weights, gates, routing, truncation, normalisation, validation and the breakdown.
+"""The rewards of a run together: weights, gates, routing, truncation, normalization, validation and the breakdown.
 
 Shapes: B groups, G completions per group. Reward k scores completion i of a group raw[k, i]; it has the weight w[k].
 
     x[k, i] = raw[k, i] * 1[the gate of k scores i above 0]       raw is 0 where k is not for this kind of question
     x[k, i] = 0 for a truncated i                                 with `truncation: zero`
-    x[k, i] = (x[k, i] - mean_i x[k]) / (std_i x[k] + 1e-4)       with `normalisation: per_reward`
+    x[k, i] = (x[k, i] - mean_i x[k]) / (std_i x[k] + 1e-4)       with `normalization: per_reward`
     total[i] = sum over k of w[k] * x[k, i]
-    total[i] = total[i] - truncation_penalty for a truncated i    with `truncation: penalise`
+    total[i] = total[i] - truncation_penalty for a truncated i    with `truncation: penalize`
 
 std is that of the group with Bessel's correction, as in the group-relative advantage, so a reward that says the same of
 the whole group contributes exactly 0 under `per_reward` (as does a group of one). `per_reward` is the first step of
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from rewards.base import Reward, naming_failures
-from rewards.suite_settings import SuiteSettings
+from rewards.suite_config import SuiteConfig
 from rewards.types import RewardBreakdown, RewardInput
 
 TOTAL = "total"
@@ -48,18 +48,18 @@ class RewardSuite:
     Args:
         rewards: at least one reward, in the order of logs and breakdowns. Names are unique; a gate and every required
             name is another reward of the list.
-        settings: normalisation and truncation; None for the plain weighted sum.
+        settings: normalization and truncation; None for the plain weighted sum.
 
     Raises:
         ValueError: the list is empty, a name is missing, taken twice or reserved, a weight is negative or not finite,
             all weights are 0, a gate or a required reward is absent, or gates and requirements form a cycle.
     """
 
-    def __init__(self, rewards: Sequence[Reward], settings: SuiteSettings | None = None) -> None:
+    def __init__(self, rewards: Sequence[Reward], settings: SuiteConfig | None = None) -> None:
         _check_names(rewards)
         _check_weights(rewards)
         self.rewards = {reward.name: reward for reward in rewards}
-        self.settings = settings or SuiteSettings()
+        self.settings = settings or SuiteConfig()
         self._order = _evaluation_order(self.rewards)
 
     def score(self, groups: Sequence[RewardInput]) -> RewardBreakdown:
@@ -99,8 +99,8 @@ class RewardSuite:
                 counted = counted * (components[reward.gate] > 0)
             if self.settings.truncation == "zero":
                 counted = counted.masked_fill(truncated, 0.0)
-            if self.settings.normalisation == "per_reward":
-                counted = _standardised(counted)
+            if self.settings.normalization == "per_reward":
+                counted = _standardized(counted)
             contributions[name] = reward.weight * counted
         if self.settings.truncation_penalty is not None:
             contributions[TRUNCATION] = -self.settings.truncation_penalty * truncated.float()
@@ -129,7 +129,7 @@ class RewardSuite:
         return scores
 
 
-def _standardised(values: Tensor) -> Tensor:
+def _standardized(values: Tensor) -> Tensor:
     """Mean 0 and standard deviation 1 within each group; [B, G]."""
     values = values.double()  # The mean of G equal float32 numbers is then exactly that number.
     centred = values - values.mean(dim=1, keepdim=True)

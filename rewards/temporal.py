@@ -23,7 +23,7 @@ class TemporalReward(Reward):
         weight: factor of the bonus in the total.
         gate: name of another reward; this one counts only where that one's raw score is above 0.
         name: name in logs and in the breakdown; "temporal" if not given.
-        problem_types: the kinds of question that this reward is for, as spelt in records; null for all.
+        problem_types: the kinds of question that this reward is for, as spelled in records; null for all.
         bonus: what a right completion earns (Video-R1: 0.3).
         factor: how far below the shuffled share the ordered one may lie (Video-R1: 0.8).
         min_accuracy: a completion is right where its accuracy is above this (Video-R1: 0.1).

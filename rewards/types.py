@@ -69,7 +69,7 @@ class RewardBreakdown:
     components: Mapping[str, Tensor]
     """Reward name -> raw score before weight and gate, float32 [B, G]."""
     contributions: Mapping[str, Tensor]
-    """Reward name -> what it adds to `total` after gate, truncation, normalisation and weight, float32 [B, G]; also
-    "truncation" -> minus the penalty where truncated completions are penalised."""
+    """Reward name -> what it adds to `total` after gate, truncation, normalization and weight, float32 [B, G]; also
+    "truncation" -> minus the penalty where truncated completions are penalized."""
     seconds: Mapping[str, float]
     """Reward name -> wall time spent on it for this batch."""

@@ -14,15 +14,15 @@ from datamodules.prompts import PromptTemplate
 from datamodules.records import RecordFile
 from datamodules.synthetic.dataset import write_mixed_dataset
 from datamodules.types import EncodedPrompt
-from datamodules.video.frame_sampling import SamplingProfile
+from datamodules.video.frame_sampling import FrameConfig
 from lightning_modules.policy.loading import load_policy
 from lightning_modules.policy.policy import Policy
-from lightning_modules.policy.tiny import TinySpec, write_tiny_model
+from lightning_modules.policy.tiny import TinyConfig, write_tiny_model
 from tests.datamodules.evaluation.benchmark_samples import write_benchmark_sample
 
 torch.set_num_threads(1)
 
-SMALL_PROFILE = SamplingProfile(
+SMALL_PROFILE = FrameConfig(
     num_frames=4, min_pixels=28 * 28, max_pixels=56 * 56, image_min_pixels=28 * 28, image_max_pixels=56 * 56
 )
 DEMO_TEMPLATE = PromptTemplate(
@@ -38,7 +38,7 @@ DEMO_TEMPLATE = PromptTemplate(
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Model folder with windowed and full vision attention, grouped-query attention and a tied head."""
-    spec = TinySpec(vision_depth=2, full_attention_blocks=(1,), window_size=28)
+    spec = TinyConfig(vision_depth=2, full_attention_blocks=(1,), window_size=28)
     return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny", seed=0, spec=spec)
 
 

@@ -48,7 +48,7 @@ def run_yaml(tiny_folder, mixed_data, tmp_path):
     path.write_text(
         f"model: {{init_args: {{model_name_or_path: {tiny_folder}}}}}\n"
         f"data: {{init_args: {{data_root: {mixed_data.parent}, train_files: [{mixed_data}], num_workers: 0, "
-        f"train_profile: {profile}}}}}\n"
+        f"train_frames: {profile}}}}}\n"
         f"trainer: {{fast_dev_run: true, default_root_dir: {tmp_path}, enable_progress_bar: false, "
         "enable_model_summary: false}\n"
     )
@@ -125,7 +125,7 @@ def test_a_missing_media_file_is_named_with_its_record(run_yaml, mixed_data, tmp
             ["--model.init_args.group_sise=4"],
             "'group_sise' is not accepted.*--model.help=lightning_modules.grpo_module.GRPOModule` lists its arguments",
         ),
-        (["--data.init_args.train_profile.num_framez=4"], "num_framez.*--data.help=datamodules.video_datamodule.V"),
+        (["--data.init_args.train_frames.num_framez=4"], "num_framez.*--data.help=datamodules.video_datamodule.V"),
         (["--model.init_args.group_size=four"], "group_size.*four"),
         (["--model.init_args.group_size=1"], "^error: model.group_size is 1; .* it must be >= 2"),
         (["--model.init_args.loss=ppoo"], "^error: model.loss is 'ppoo'; there are .*'grpo'"),
@@ -137,9 +137,9 @@ def test_a_missing_media_file_is_named_with_its_record(run_yaml, mixed_data, tmp
         (["--data.init_args.train_files=null"], "^error: `fit` needs data: .* data.init_args.train_files"),
         (["--data.init_args.train_files=[absent.jsonl]"], "^error: Data file absent.jsonl is not a file"),
         (["--data.init_args.data_root=absent"], "^error: data_root absent is not a folder"),
-        (["--data.init_args.train_profile.patch_size=16"], "has patch_size 16, but the vision tower of .* has 14"),
+        (["--data.init_args.train_frames.patch_size=16"], "has patch_size 16, but the vision tower of .* has 14"),
         (
-            ["--data.init_args.eval_profile.temporal_patch_size=1"],
+            ["--data.init_args.eval_frames.temporal_patch_size=1"],
             "temporal_patch_size 1, but the vision tower .* has 2",
         ),
         (["--trainer.gradient_clip_val=1.0"], "gradient clipping is not supported for manual optimization"),
@@ -161,7 +161,7 @@ def test_a_wrong_option_is_refused_before_the_model_is_loaded(run_yaml, capsys, 
     [
         ("model: {init_args: {group_sise: 4}}", "'group_sise' is not accepted"),
         ("model: {init_args: {optimizer: {learning_rte: 1}}}", "learning_rte"),
-        ("data: {init_args: {train_profile: {num_framez: 4}}}", "num_framez"),
+        ("data: {init_args: {train_frames: {num_framez: 4}}}", "num_framez"),
         ("trainer: {max_stepz: 4}", "'fit' does not accept option 'trainer.max_stepz'"),
         ("modell: {init_args: {group_size: 4}}", "'fit' does not accept option 'modell.init_args.group_size'"),
         ("model: {class_path: lightning_modules.grpo_module.GRPOModul}", "has no attribute 'GRPOModul'"),
@@ -336,7 +336,7 @@ def test_check_data_looks_at_the_files_of_the_stage(run_yaml, mixed_data, tmp_pa
     )
     profile = {**PROFILE, "num_frames": 2}
     (tmp_path / "val.yaml").write_text(
-        f"data: {{init_args: {{val_files: [{mixed_data}], eval_profile: {json.dumps(profile)}}}}}"
+        f"data: {{init_args: {{val_files: [{mixed_data}], eval_frames: {json.dumps(profile)}}}}}"
     )
     arguments = ["-c", GRPO, "-c", run_yaml, "-c", tmp_path / "val.yaml", "--stage=validate", "--limit=3"]
     assert status("check", "data", *arguments) == 0

@@ -114,7 +114,7 @@ def test_grpo_shows_the_published_hyper_parameters(capsys):
     model, data = shown["model"]["init_args"], shown["data"]["init_args"]
     published = {
         "group_size": 8,
-        "loss_settings.beta": 0.04,
+        "loss_config.beta": 0.04,
         "sampling.temperature": 1.0,
         "sampling.top_p": 0.95,
         "sampling.max_new_tokens": 1024,
@@ -154,13 +154,13 @@ def test_sft_shows_the_published_hyper_parameters(capsys):
 PUBLISHED_DATA = {
     "batch_size": 1,
     "max_prompt_tokens": 16384,
-    "train_profile.num_frames": 16,
-    "train_profile.min_pixels": 128 * 28 * 28,
-    "train_profile.max_pixels": 128 * 28 * 28,
-    "train_profile.image_max_pixels": 256 * 28 * 28,
-    "eval_profile.num_frames": 32,
-    "eval_profile.min_pixels": 256 * 28 * 28,
-    "eval_profile.max_pixels": 256 * 28 * 28,
+    "train_frames.num_frames": 16,
+    "train_frames.min_pixels": 128 * 28 * 28,
+    "train_frames.max_pixels": 128 * 28 * 28,
+    "train_frames.image_max_pixels": 256 * 28 * 28,
+    "eval_frames.num_frames": 32,
+    "eval_frames.min_pixels": 256 * 28 * 28,
+    "eval_frames.max_pixels": 256 * 28 * 28,
 }
 
 
@@ -179,7 +179,7 @@ def at_hand(tiny_folder, mixed_data, tmp_path):
         f"--model.init_args.model_name_or_path={tiny_folder}",
         f"--data.init_args.data_root={mixed_data.parent}",
         f"--data.init_args.train_files=[{mixed_data}]",
-        f"--data.init_args.train_profile={small}",
+        f"--data.init_args.train_frames={small}",
         "--data.init_args.num_workers=0",
         f"--trainer.default_root_dir={tmp_path}",
         "--trainer.enable_progress_bar=false",

@@ -50,11 +50,11 @@ def text_length(group, index):
     return float(len(group.completions[index]))
 
 
-@pytest.mark.parametrize("quantisation", ["null", "nf4"])
-def test_a_lora_run_exports_with_nothing_but_its_checkpoint(at_hand, tiny_folder, tmp_path, capsys, quantisation):  # noqa: F811
+@pytest.mark.parametrize("quantization", ["null", "nf4"])
+def test_a_lora_run_exports_with_nothing_but_its_checkpoint(at_hand, tiny_folder, tmp_path, capsys, quantization):  # noqa: F811
     reward = "{class_path: rewards.FunctionReward, init_args: {function: tests.test_export_command.text_length, "
     reward += "interface: completion, name: length_of_text}}"
-    short = ["--model.init_args.sampling.max_new_tokens=6", f"--model.init_args.quantisation={quantisation}"]
+    short = ["--model.init_args.sampling.max_new_tokens=6", f"--model.init_args.quantization={quantization}"]
     short += [f"--model.init_args.rewards=[{reward}]"]
     module, checkpoint = trained(at_hand, LORA_RUN, *short, "--model.init_args.dtype=float32", only_checkpoints(1))
     assert cli.main(["export", "--ckpt_path", checkpoint, "--output", str(tmp_path / "out")]) == 0

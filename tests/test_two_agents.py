@@ -29,7 +29,7 @@ def files(tiny_folder, mixed_data, tmp_path_factory):
     (folder / "model.yaml").write_text(
         f"model: {{init_args: {{model_name_or_path: {tiny_folder}, sampling: {{max_new_tokens: 8}}}}}}\n"
         f"data: {{init_args: {{data_root: {mixed_data.parent}, train_files: [{mixed_data}], num_workers: 0, "
-        f"train_profile: {small}}}}}\n"
+        f"train_frames: {small}}}}}\n"
         f"trainer:\n  max_steps: {STEPS}\n  max_epochs: 2\n  enable_progress_bar: false\n  callbacks:\n"
         "    - class_path: lightning.pytorch.callbacks.ModelCheckpoint\n"
         "      init_args: {every_n_train_steps: 2, save_top_k: -1, save_last: true}\n"

@@ -142,7 +142,7 @@ def test_a_step_measures_and_keeps_the_encoder_out_of_checkpoint_and_optimizer(
             "--model.init_args.sampling.max_new_tokens=6",
             f"--data.init_args.data_root={mixed_data.parent}",
             f"--data.init_args.train_files=[{mixed_data}]",
-            f"--data.init_args.train_profile={small}",
+            f"--data.init_args.train_frames={small}",
             "--data.init_args.num_workers=0",
             f"--trainer.default_root_dir={tmp_path}",
             "--trainer.max_steps=2",

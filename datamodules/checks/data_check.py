@@ -21,7 +21,7 @@ from datamodules.prompts import PromptTemplate
 from datamodules.record_schema import RecordProblem
 from datamodules.records import media_path
 from datamodules.types import VideoRecord
-from datamodules.video.frame_sampling import SamplingProfile, plan_frames
+from datamodules.video.frame_sampling import FrameConfig, plan_frames
 from datamodules.video.video_reader import ReaderName, TimeRangeError, probe_video, read_image, read_video
 from rewards.accuracy import AccuracyReward
 from rewards.answer_format import parse_response, wrap_think
@@ -38,7 +38,7 @@ _OPTION_LABEL = re.compile(r"\W*([A-Z])[.):]")
 def check_data(
     records: Iterable[VideoRecord | RecordProblem],
     data_root: str | Path,
-    profile: SamplingProfile,
+    profile: FrameConfig,
     *,
     count_tokens: Callable[[VideoRecord], int] | None = None,
     max_prompt_tokens: int | None = None,
@@ -157,7 +157,7 @@ class _MediaCheck:
     """Looks at one record; arguments as `check_data`."""
 
     data_root: str | Path
-    profile: SamplingProfile
+    profile: FrameConfig
     count_tokens: Callable[[VideoRecord], int] | None
     max_prompt_tokens: int | None
     decode: bool

@@ -200,7 +200,7 @@ class BenchmarkDataModule(VideoDataModule):
         return {
             "benchmarks": list(self.benchmarks),
             "limit": self.limit,
-            "frames": asdict(self.eval_profile),
+            "frames": asdict(self.eval_frames),
             "reader": self.reader,
             "seconds_per_patch": self.seconds_per_patch,
             "max_prompt_tokens": self.max_prompt_tokens,
@@ -216,7 +216,7 @@ class BenchmarkDataModule(VideoDataModule):
         for benchmark, file in self.files_of():
             starts[benchmark.name] = start
             start += len(file)
-        items = BenchmarkItems(self._dataset(stage, self.eval_profile), starts)
+        items = BenchmarkItems(self._dataset(stage, self.eval_frames), starts)
         todo = [batch for batch in self.batches() if not self._finished.issuperset(batch)]
         mine = todo[self.trainer.global_rank :: self.trainer.world_size]
         return DataLoader(

@@ -19,7 +19,7 @@ the two are equal, as they are in both published settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingProfile:
+class FrameConfig:
     """How many frames of a video are sampled and how large frames and images are."""
 
     num_frames: int = 16
@@ -64,13 +64,13 @@ class SamplingProfile:
         return self.patch_size * self.merge_size
 
 
-TRAIN = SamplingProfile(num_frames=16, min_pixels=128 * 28 * 28, max_pixels=128 * 28 * 28)
+TRAIN = FrameConfig(num_frames=16, min_pixels=128 * 28 * 28, max_pixels=128 * 28 * 28)
 """The published training setting."""
-EVAL = SamplingProfile(num_frames=32, min_pixels=256 * 28 * 28, max_pixels=256 * 28 * 28)
+EVAL = FrameConfig(num_frames=32, min_pixels=256 * 28 * 28, max_pixels=256 * 28 * 28)
 """The published evaluation setting."""
 
 
-def plan_frames(total_frames: int, fps: float, height: int, width: int, profile: SamplingProfile) -> FramePlan:
+def plan_frames(total_frames: int, fps: float, height: int, width: int, profile: FrameConfig) -> FramePlan:
     """Choose frames and size of a video.
 
     As many frames as the profile asks for and the clip has, rounded down to whole temporal patches, at
@@ -101,7 +101,7 @@ def plan_frames(total_frames: int, fps: float, height: int, width: int, profile:
     )
 
 
-def frame_indices(total_frames: int, profile: SamplingProfile) -> tuple[int, ...]:
+def frame_indices(total_frames: int, profile: FrameConfig) -> tuple[int, ...]:
     """The frame numbers of `plan_frames`, which do not depend on size and rate.
 
     Exact fractions, rounded half to even: the reference's 32-bit floats agree below about 100,000 frames and drift
@@ -119,7 +119,7 @@ def frame_indices(total_frames: int, profile: SamplingProfile) -> tuple[int, ...
     return tuple(round(Fraction(k * (total_frames - 1), count - 1)) for k in range(count))
 
 
-def plan_image_size(height: int, width: int, profile: SamplingProfile) -> tuple[int, int]:
+def plan_image_size(height: int, width: int, profile: FrameConfig) -> tuple[int, int]:
     """Size (height, width) of an image of `height` x `width` pixels within the profile's image budget.
 
     Raises:

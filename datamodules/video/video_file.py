@@ -73,7 +73,7 @@ class VideoFile:
         self.container.close()
 
     def rgb(self, frame: VideoFrame) -> Tensor:
-        """The decoded frame as uint8 [3, H, W], turned upright; colours equal `frame.to_ndarray(format="rgb24")`."""
+        """The decoded frame as uint8 [3, H, W], turned upright; colors equal `frame.to_ndarray(format="rgb24")`."""
         array = self._reformatter.reformat(frame, format="rgb24", threads=DECODER_THREADS).to_ndarray()
         return upright(torch.from_numpy(array).permute(2, 0, 1), _display_matrix(frame))
 

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from datamodules.video.frame_sampling import SamplingProfile, frame_indices, plan_frames, plan_image_size
+from datamodules.video.frame_sampling import FrameConfig, frame_indices, plan_frames, plan_image_size
 from datamodules.video.pyav_reader import CountedVideo, IndexedVideo, IndexMismatch
 from datamodules.video.time_range import TimeRange, time_range
 from datamodules.video.types import FramePlan, VideoClip
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 def read_video(
     path: str | Path,
-    profile: SamplingProfile,
+    profile: FrameConfig,
     reader: ReaderName = "pyav",
     *,
     start: float | None = None,
@@ -73,7 +73,7 @@ def read_video(
     return READERS[reader](Path(path), profile, time_range(start, end))
 
 
-def read_image(path: str | Path, profile: SamplingProfile) -> VideoClip:
+def read_image(path: str | Path, profile: FrameConfig) -> VideoClip:
     """Read and resize an image: one frame, uint8 [1, 3, H, W], RGB, turned as its EXIF tag says.
 
     Raises:
@@ -124,7 +124,7 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     return resized.contiguous()
 
 
-def _read_pyav(path: Path, profile: SamplingProfile, times: TimeRange | None) -> VideoClip:
+def _read_pyav(path: Path, profile: FrameConfig, times: TimeRange | None) -> VideoClip:
     try:
         with IndexedVideo(path) as video:
             return _sample(video, profile, times)
@@ -134,7 +134,7 @@ def _read_pyav(path: Path, profile: SamplingProfile, times: TimeRange | None) ->
             return _sample(video, profile, times)
 
 
-def _sample(video: IndexedVideo | CountedVideo, profile: SamplingProfile, times: TimeRange | None) -> VideoClip:
+def _sample(video: IndexedVideo | CountedVideo, profile: FrameConfig, times: TimeRange | None) -> VideoClip:
     shown, seconds = _stretch(video, times)
     images = ((ordinal, video.rgb(frame)) for ordinal, frame in video.frames(_chosen(shown, profile)))
     return _clip(video.path, images, shown, float(len(shown) / seconds), profile)
@@ -144,12 +144,12 @@ def _stretch(video: IndexedVideo | CountedVideo, times: TimeRange | None) -> tup
     return (range(video.total_frames), video.duration) if times is None else video.within(times)
 
 
-def _chosen(shown: range, profile: SamplingProfile) -> list[int]:
+def _chosen(shown: range, profile: FrameConfig) -> list[int]:
     """The frames that the profile samples from the frames `shown`: numbers within the file, ascending, each once."""
     return sorted({shown[index] for index in frame_indices(len(shown), profile)})
 
 
-def _read_decord(path: Path, profile: SamplingProfile, times: TimeRange | None) -> VideoClip:
+def _read_decord(path: Path, profile: FrameConfig, times: TimeRange | None) -> VideoClip:
     """decord, opened anew for each file: a reader opened before a fork hangs the worker."""
     import decord
 
@@ -163,7 +163,7 @@ def _read_decord(path: Path, profile: SamplingProfile, times: TimeRange | None) 
     return _clip(path, zip(wanted, images, strict=True), shown, fps, profile)
 
 
-def _read_torchcodec(path: Path, profile: SamplingProfile, times: TimeRange | None) -> VideoClip:
+def _read_torchcodec(path: Path, profile: FrameConfig, times: TimeRange | None) -> VideoClip:
     """torchcodec in its exact seek mode; it needs FFmpeg's shared libraries on the machine."""
     if not path.exists():
         raise unreadable(path, "the file does not exist", "Check the path and the data root.")
@@ -195,7 +195,7 @@ def _stretch_at_rate(path: Path, total_frames: int, fps: float, times: TimeRange
 
 
 def _clip(
-    path: Path, images: Iterable[tuple[int, Tensor]], shown: range, fps: float, profile: SamplingProfile
+    path: Path, images: Iterable[tuple[int, Tensor]], shown: range, fps: float, profile: FrameConfig
 ) -> VideoClip:
     """Resize each image as it comes and put them in the plan's order.
 
@@ -217,7 +217,7 @@ def _clip(
     return VideoClip(frames=frames, sample_fps=plan.sample_fps, is_video=True)
 
 
-def _plan(path: Path, total_frames: int, fps: float, height: int, width: int, profile: SamplingProfile) -> FramePlan:
+def _plan(path: Path, total_frames: int, fps: float, height: int, width: int, profile: FrameConfig) -> FramePlan:
     try:
         return plan_frames(total_frames, fps, height, width, profile)
     except ValueError as error:
@@ -242,7 +242,7 @@ def _announce_full_decode(path: Path, cause: str) -> None:
     _log.warning("%s: decoding the whole file to find its frames, because %s; re-encode it for speed.", path, cause)
 
 
-READERS: dict[str, Callable[[Path, SamplingProfile, TimeRange | None], VideoClip]] = {
+READERS: dict[str, Callable[[Path, FrameConfig, TimeRange | None], VideoClip]] = {
     "pyav": _read_pyav,
     "decord": _read_decord,
     "torchcodec": _read_torchcodec,

@@ -31,7 +31,7 @@ def check_data(
 
     data = _needed(run, "data").build("data")
     files = data.stage_files(stage)
-    profile = data.train_profile if stage == "fit" else data.eval_profile
+    profile = data.train_frames if stage == "fit" else data.eval_frames
     data.load_tokenizer()
     data.check_patch_sizes(profile)
     report = data_check.check_data(
@@ -93,9 +93,9 @@ def check_rewards(
 
 def _sum_up_rollouts(folder: Path) -> None:
     from lightning_modules.rollout_log.plot import plot_rollouts
-    from lightning_modules.rollout_log.summary import summarise_rollouts
+    from lightning_modules.rollout_log.summary import summarize_rollouts
 
-    summary = summarise_rollouts(folder)
+    summary = summarize_rollouts(folder)
     print(summary.render())
     plot_rollouts(summary, folder / "summary.png")
     print(f"\npicture: {folder / 'summary.png'}")

@@ -64,7 +64,7 @@ class Demo:
             after_grpo = self._validate("grpo", data)
         self.seconds["total"] = time.perf_counter() - started
 
-        summary = summarise(after_sft, after_grpo, self.seconds, self.seed)
+        summary = summarize(after_sft, after_grpo, self.seconds, self.seed)
         write_atomically(self.output / "summary.json", json.dumps(summary, indent=2) + "\n")
         plot_curves(
             self.output / "sft" / "logs",
@@ -122,7 +122,7 @@ class Demo:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
-def summarise(after_sft: Rows, after_grpo: Rows, seconds: Mapping[str, float], seed: int) -> dict[str, Any]:
+def summarize(after_sft: Rows, after_grpo: Rows, seconds: Mapping[str, float], seed: int) -> dict[str, Any]:
     """Accuracies of both stages beside what guessing among the answers of each question would give."""
     return {
         "seed": seed,

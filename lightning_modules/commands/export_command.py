@@ -43,7 +43,7 @@ def export(
     module = run.build("model")
     if module.lora is None and adapters == "keep":
         raise ValueError("--adapters is 'keep', but the run trained whole weights (model.lora is null). Leave it out.")
-    module.quantisation = None  # adapters of a 4-bit base are merged into the weights it was made from
+    module.quantization = None  # adapters of a 4-bit base are merged into the weights it was made from
     policy = module.load_policy()
     exporting.load_trained(policy, trained)
     facts = _facts(run, module, checkpoint, trained.step, adapters_only=adapters == "keep")

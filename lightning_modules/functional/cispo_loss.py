@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from lightning_modules.functional.policy_loss_terms import cleared, penalised_loss, token_log_ratio, token_sum
-from lightning_modules.functional.policy_loss_types import LossInputs, LossOutput, LossSettings
+from lightning_modules.functional.policy_loss_terms import cleared, penalized_loss, token_log_ratio, token_sum
+from lightning_modules.functional.policy_loss_types import LossConfig, LossInputs, LossOutput
 
 
-def cispo_loss(inputs: LossInputs, settings: LossSettings) -> LossOutput:
+def cispo_loss(inputs: LossInputs, settings: LossConfig) -> LossOutput:
     """Every token keeps a gradient; only its weight is bounded (CISPO, MiniMax-M1, arXiv 2506.13585).
 
     L = sum_s sum_c( -w A logp + beta * k3 ) / denominator, w = clip(r, 1 - clip_low, 1 + clip_high) without gradient,
@@ -16,6 +16,6 @@ def cispo_loss(inputs: LossInputs, settings: LossSettings) -> LossOutput:
     ratio = token_log_ratio(inputs).exp().detach()
     weight = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     objective = weight * inputs.advantages[:, None] * cleared(inputs.logprobs, inputs.mask)
-    return penalised_loss(
+    return penalized_loss(
         inputs, settings, objective=objective, ratio=ratio, clipped=weight != ratio, aggregate=token_sum
     )

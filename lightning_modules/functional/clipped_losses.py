@@ -5,14 +5,14 @@ from __future__ import annotations
 from lightning_modules.functional.policy_loss_terms import (
     clipped_objective,
     completion_mean_sum,
-    penalised_loss,
+    penalized_loss,
     token_log_ratio,
     token_sum,
 )
-from lightning_modules.functional.policy_loss_types import LossInputs, LossOutput, LossSettings
+from lightning_modules.functional.policy_loss_types import LossConfig, LossInputs, LossOutput
 
 
-def grpo_loss(inputs: LossInputs, settings: LossSettings) -> LossOutput:
+def grpo_loss(inputs: LossInputs, settings: LossConfig) -> LossOutput:
     """Mean over the tokens of a completion, then over completions (arXiv 2402.03300, equation 3).
 
     L = sum_s mean_c( -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) + beta * k3 ) / denominator,
@@ -20,12 +20,12 @@ def grpo_loss(inputs: LossInputs, settings: LossSettings) -> LossOutput:
     """
     ratio = token_log_ratio(inputs).exp()
     objective, clipped = clipped_objective(ratio, inputs.advantages, settings)
-    return penalised_loss(
+    return penalized_loss(
         inputs, settings, objective=objective, ratio=ratio, clipped=clipped, aggregate=completion_mean_sum
     )
 
 
-def token_loss(inputs: LossInputs, settings: LossSettings) -> LossOutput:
+def token_loss(inputs: LossInputs, settings: LossConfig) -> LossOutput:
     """Sum over all tokens: a long completion weighs more than a short one.
 
     L = sum_s sum_c( -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) + beta * k3 ) / denominator. The denominator
@@ -33,4 +33,4 @@ def token_loss(inputs: LossInputs, settings: LossSettings) -> LossOutput:
     """
     ratio = token_log_ratio(inputs).exp()
     objective, clipped = clipped_objective(ratio, inputs.advantages, settings)
-    return penalised_loss(inputs, settings, objective=objective, ratio=ratio, clipped=clipped, aggregate=token_sum)
+    return penalized_loss(inputs, settings, objective=objective, ratio=ratio, clipped=clipped, aggregate=token_sum)

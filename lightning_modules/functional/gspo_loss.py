@@ -6,13 +6,13 @@ from lightning_modules.functional.masking import masked_row_mean
 from lightning_modules.functional.policy_loss_terms import (
     clipped_objective,
     completion_mean_sum,
-    penalised_loss,
+    penalized_loss,
     token_log_ratio,
 )
-from lightning_modules.functional.policy_loss_types import LossInputs, LossOutput, LossSettings
+from lightning_modules.functional.policy_loss_types import LossConfig, LossInputs, LossOutput
 
 
-def gspo_loss(inputs: LossInputs, settings: LossSettings) -> LossOutput:
+def gspo_loss(inputs: LossInputs, settings: LossConfig) -> LossOutput:
     """The ratio of the geometric mean probabilities, clipped as one (GSPO, arXiv 2507.18071).
 
     L = sum_s( -min(q A, clip(q, 1 - clip_low, 1 + clip_high) A) + beta * mean_c k3 ) / denominator,
@@ -23,6 +23,6 @@ def gspo_loss(inputs: LossInputs, settings: LossSettings) -> LossOutput:
     # drops out there.
     ratio = log_ratio.exp()[:, None].expand_as(inputs.logprobs)  # [S, C]
     objective, clipped = clipped_objective(ratio, inputs.advantages, settings)
-    return penalised_loss(
+    return penalized_loss(
         inputs, settings, objective=objective, ratio=ratio, clipped=clipped, aggregate=completion_mean_sum
     )

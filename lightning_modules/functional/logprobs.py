@@ -67,7 +67,7 @@ class _ChunkedTokenStatistics(torch.autograd.Function):
         precision = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         head = weight.to(hidden.dtype)
         logprobs = torch.empty(len(hidden), dtype=precision, device=hidden.device)
-        normaliser, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        normalizer, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
         is_top = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
         count = max(chunk_size // 2, 1)  # logits and their exponentials exist side by side
         for start in range(0, len(hidden), count):
@@ -77,12 +77,12 @@ class _ChunkedTokenStatistics(torch.autograd.Function):
             is_top[rows] = (chosen >= top).squeeze(1)
             exponentials = logits.sub_(top).exp()
             total = exponentials.sum(dim=-1)
-            normaliser[rows] = total.log() + top.squeeze(1)
-            logprobs[rows] = chosen.squeeze(1) - normaliser[rows]
-            # The entropy is the normaliser minus the mean logit, both relative to the top logit here.
+            normalizer[rows] = total.log() + top.squeeze(1)
+            logprobs[rows] = chosen.squeeze(1) - normalizer[rows]
+            # The entropy is the normalizer minus the mean logit, both relative to the top logit here.
             entropy[rows] = total.log() - exponentials.mul_(logits).sum(dim=-1) / total
             del logits, exponentials  # else the next chunk is made while this one still exists
-        ctx.save_for_backward(hidden, weight, targets, normaliser)
+        ctx.save_for_backward(hidden, weight, targets, normalizer)
         ctx.temperature, ctx.chunk_size = temperature, chunk_size
         ctx.mark_non_differentiable(entropy, is_top)
         return logprobs, entropy, is_top
@@ -90,13 +90,13 @@ class _ChunkedTokenStatistics(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_logprobs, _grad_entropy, _grad_is_top):
-        hidden, weight, targets, normaliser = ctx.saved_tensors
+        hidden, weight, targets, normalizer = ctx.saved_tensors
         head = weight.to(hidden.dtype)
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        # Normalisers are known, so chunks may be columns of all rows instead of rows. Each then finishes its part of
+        # Normalizers are known, so chunks may be columns of all rows instead of rows. Each then finishes its part of
         # the weight's gradient; what adds up over chunks is the hidden states' gradient, the smaller of the two. The
         # sum is in float32: a bfloat16 one would lose the small parts.
-        grad_hidden = torch.zeros_like(hidden, dtype=normaliser.dtype) if need_hidden else None
+        grad_hidden = torch.zeros_like(hidden, dtype=normalizer.dtype) if need_hidden else None
         grad_weight = torch.empty_like(weight) if need_weight else None
         # The upstream factor scales rows; scaling the states instead of the logits' gradient is V / H times cheaper.
         scale = (grad_logprobs / -ctx.temperature)[:, None]
@@ -104,7 +104,7 @@ class _ChunkedTokenStatistics(torch.autograd.Function):
         width = -(-ctx.chunk_size * len(weight) // max(len(hidden), 1))
         for start in range(0, len(weight), width):
             columns = slice(start, start + width)
-            grad = _logits(hidden, head[columns], ctx.temperature).sub_(normaliser[:, None]).exp_()
+            grad = _logits(hidden, head[columns], ctx.temperature).sub_(normalizer[:, None]).exp_()
             place = targets - start
             inside = (place >= 0) & (place < grad.shape[1])
             grad.scatter_add_(1, place.clamp(0, grad.shape[1] - 1)[:, None], -inside[:, None].to(grad.dtype))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.functional.masking import masked_mean, masked_row_mean
-from lightning_modules.functional.policy_loss_types import LossInputs, LossOutput, LossSettings
+from lightning_modules.functional.policy_loss_types import LossConfig, LossInputs, LossOutput
 
 
 def cleared(values: Tensor, mask: Tensor) -> Tensor:
@@ -27,8 +27,8 @@ def token_log_ratio(inputs: LossInputs) -> Tensor:
     return cleared(inputs.logprobs - inputs.old_logprobs, inputs.mask)
 
 
-def clipped_objective(ratio: Tensor, advantages: Tensor, settings: LossSettings) -> tuple[Tensor, Tensor]:
-    """What is maximised, min(min(r, delta) A, clip(r, 1 - clip_low, 1 + clip_high) A), and where it lost its gradient.
+def clipped_objective(ratio: Tensor, advantages: Tensor, settings: LossConfig) -> tuple[Tensor, Tensor]:
+    """What is maximized, min(min(r, delta) A, clip(r, 1 - clip_low, 1 + clip_high) A), and where it lost its gradient.
 
     A ratio is clipped where clipping took its gradient away, not wherever it left the interval: beyond 1 + clip_high
     only with a positive advantage, below 1 - clip_low only with a negative one, beyond delta only with a negative one.
@@ -66,9 +66,9 @@ def completion_mean_sum(values: Tensor, mask: Tensor) -> Tensor:
     return masked_row_mean(values, mask).sum()
 
 
-def penalised_loss(
+def penalized_loss(
     inputs: LossInputs,
-    settings: LossSettings,
+    settings: LossConfig,
     *,
     objective: Tensor,
     ratio: Tensor,

@@ -41,7 +41,7 @@ class LossInputs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossSettings:
+class LossConfig:
     """Coefficients of the policy loss."""
 
     beta: float = 0.04
@@ -59,21 +59,19 @@ class LossSettings:
 
     def __post_init__(self) -> None:
         if not self.beta >= 0:
-            raise ValueError(
-                f"model.loss_settings.beta is {self.beta}; it must be >= 0 (0 trains without a reference)."
-            )
+            raise ValueError(f"model.loss_config.beta is {self.beta}; it must be >= 0 (0 trains without a reference).")
         if not (0 < self.clip_low <= 1 and self.clip_high > 0):
             raise ValueError(
-                f"model.loss_settings.clip_low is {self.clip_low} and clip_high is {self.clip_high}; clip_low must be "
+                f"model.loss_config.clip_low is {self.clip_low} and clip_high is {self.clip_high}; clip_low must be "
                 "in (0, 1] and clip_high > 0."
             )
         if self.delta is not None and not self.delta > 1 + self.clip_high:
             raise ValueError(
-                f"model.loss_settings.delta is {self.delta} and clip_high is {self.clip_high}; delta must be > 1 + "
+                f"model.loss_config.delta is {self.delta} and clip_high is {self.clip_high}; delta must be > 1 + "
                 "clip_high, or null for no bound."
             )
         if not self.kl_log_clamp > 0:
-            raise ValueError(f"model.loss_settings.kl_log_clamp is {self.kl_log_clamp}; it must be > 0.")
+            raise ValueError(f"model.loss_config.kl_log_clamp is {self.kl_log_clamp}; it must be > 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,19 +129,19 @@ def count_batch(
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyLoss:
-    """A loss and what it is normalised by."""
+    """A loss and what it is normalized by."""
 
-    function: Callable[[LossInputs, LossSettings], LossOutput]
+    function: Callable[[LossInputs, LossConfig], LossOutput]
     """Sums over a micro-batch and divides by `LossInputs.denominator`."""
-    normaliser: Callable[[BatchCounts], float]
+    normalizer: Callable[[BatchCounts], float]
     """The count that makes the sum a mean."""
     uses_delta: bool = True
-    """Whether `LossSettings.delta` means anything to it."""
+    """Whether `LossConfig.delta` means anything to it."""
 
-    def __call__(self, inputs: LossInputs, settings: LossSettings) -> LossOutput:
+    def __call__(self, inputs: LossInputs, settings: LossConfig) -> LossOutput:
         return self.function(inputs, settings)
 
     def denominator(self, counts: BatchCounts) -> float:
         """What every micro-batch of the step divides by: the same number in each, positive."""
         # Only a step without a single token counts 0; its sums are 0 as well, and so must be its gradient.
-        return self.normaliser(counts) or 1.0
+        return self.normalizer(counts) or 1.0

@@ -15,9 +15,9 @@ from lightning_modules.functional.gspo_loss import gspo_loss
 from lightning_modules.functional.policy_loss_terms import k3_divergence
 from lightning_modules.functional.policy_loss_types import (
     BatchCounts,
+    LossConfig,
     LossInputs,
     LossOutput,
-    LossSettings,
     PolicyLoss,
     count_batch,
 )
@@ -25,9 +25,9 @@ from lightning_modules.functional.policy_loss_types import (
 __all__ = [
     "LOSSES",
     "BatchCounts",
+    "LossConfig",
     "LossInputs",
     "LossOutput",
-    "LossSettings",
     "PolicyLoss",
     "count_batch",
     "find_loss",
@@ -58,16 +58,16 @@ def _token_budget(counts: BatchCounts) -> float:
 
 
 LOSSES: dict[str, PolicyLoss] = {
-    "grpo": PolicyLoss(function=grpo_loss, normaliser=_completions),
-    "dr_grpo": PolicyLoss(function=token_loss, normaliser=_token_budget),
-    "dapo": PolicyLoss(function=token_loss, normaliser=_tokens),
-    "bnpo": PolicyLoss(function=token_loss, normaliser=_local_tokens),
-    "gspo": PolicyLoss(function=gspo_loss, normaliser=_completions),
-    "cispo": PolicyLoss(function=cispo_loss, normaliser=_tokens, uses_delta=False),
+    "grpo": PolicyLoss(function=grpo_loss, normalizer=_completions),
+    "dr_grpo": PolicyLoss(function=token_loss, normalizer=_token_budget),
+    "dapo": PolicyLoss(function=token_loss, normalizer=_tokens),
+    "bnpo": PolicyLoss(function=token_loss, normalizer=_local_tokens),
+    "gspo": PolicyLoss(function=gspo_loss, normalizer=_completions),
+    "cispo": PolicyLoss(function=cispo_loss, normalizer=_tokens, uses_delta=False),
 }
 
 
-def find_loss(name: str, settings: LossSettings) -> PolicyLoss:
+def find_loss(name: str, settings: LossConfig) -> PolicyLoss:
     """The loss called `name`, once its settings are known to mean something to it.
 
     Raises:
@@ -77,7 +77,7 @@ def find_loss(name: str, settings: LossSettings) -> PolicyLoss:
         raise ValueError(f"model.loss is {name!r}; there are {', '.join(map(repr, LOSSES))}.")
     if settings.delta is not None and not LOSSES[name].uses_delta:
         raise ValueError(
-            f"model.loss is {name!r} and model.loss_settings.delta is {settings.delta}; this loss bounds every ratio "
+            f"model.loss is {name!r} and model.loss_config.delta is {settings.delta}; this loss bounds every ratio "
             "by 1 + clip_high already. Set delta: null."
         )
     return LOSSES[name]

@@ -16,7 +16,7 @@ def filtered_logprobs(
 
     The filters look at softmax(logits / temperature), each at what the one before it left: top_k keeps the k most
     likely tokens, top_p the smallest set of most likely tokens whose probability reaches top_p (at least one), min_p
-    the tokens with at least min_p times the largest probability. What is left is normalised.
+    the tokens with at least min_p times the largest probability. What is left is normalized.
 
     Args:
         logits: float [S, V]; -inf bans a token.
@@ -31,21 +31,21 @@ def filtered_logprobs(
     logprobs = torch.log_softmax(logits / temperature, dim=-1)
     if top_k and top_k < logprobs.shape[-1]:
         kth = logprobs.topk(top_k, dim=-1).values[:, -1:]
-        logprobs = _renormalised(logprobs.masked_fill(logprobs < kth, -torch.inf))
+        logprobs = _renormalized(logprobs.masked_fill(logprobs < kth, -torch.inf))
     if top_p < 1:
         ordered, order = logprobs.sort(dim=-1, descending=True)
         probabilities = ordered.exp()
         # A token goes when the tokens before it already reach top_p; the first has none before it.
         removed = probabilities.cumsum(dim=-1) - probabilities >= top_p
         removed = torch.zeros_like(removed).scatter(-1, order, removed)
-        logprobs = _renormalised(logprobs.masked_fill(removed, -torch.inf))
+        logprobs = _renormalized(logprobs.masked_fill(removed, -torch.inf))
     if min_p > 0:
         threshold = logprobs.amax(dim=-1, keepdim=True) + torch.log(torch.tensor(min_p))
-        logprobs = _renormalised(logprobs.masked_fill(logprobs < threshold, -torch.inf))
+        logprobs = _renormalized(logprobs.masked_fill(logprobs < threshold, -torch.inf))
     return logprobs
 
 
-def _renormalised(logprobs: Tensor) -> Tensor:
+def _renormalized(logprobs: Tensor) -> Tensor:
     return logprobs - logprobs.logsumexp(dim=-1, keepdim=True)
 
 
@@ -56,7 +56,7 @@ def inverse_cdf_sample(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     sampled in. The cumulative sum runs in float64: over a large vocabulary float32 would round rare tokens away.
 
     Args:
-        logprobs: float [S, V], normalised.
+        logprobs: float [S, V], normalized.
         uniforms: float64 [S] in [0, 1).
 
     Returns:

@@ -2,7 +2,7 @@
 
 Counted are weights, reference, optimizer state, gradients, what autograd saves, the largest temporaries of each phase
 and the rollout's caches. Not counted: the CUDA context and fragmentation of the allocator (`memory_report` leaves room
-for both), libraries' workspaces, dequantised layers, rewards' own models, inputs on the host and loader processes.
+for both), libraries' workspaces, dequantized layers, rewards' own models, inputs on the host and loader processes.
 Every completion is taken to reach its token limit. Frozen weights save some activations that are counted all the same.
 A Qwen2-VL tower is treated as Qwen2.5-VL's.
 
@@ -28,7 +28,7 @@ log-probabilities, the sorted ones with their int64 order, and the float64 cumul
 def decoder_layer_bytes(a: Architecture, s: Setup, work: Workload) -> float:
     """What one decoder layer saves for its backward pass.
 
-    2 norms: float32 input and normalised copy, L H (4 + r) each; linear inputs: n c L H, where n = 3 (into q/k/v, o,
+    2 norms: float32 input and normalized copy, L H (4 + r) each; linear inputs: n c L H, where n = 3 (into q/k/v, o,
     gate/up), or 6 under autocast, which casts per layer; feed-forward: 4 c L I; queries and outputs: 2 c L H;
     keys and values: 2 c L K, and expanded per completion 2 c S (P + C - 1) K; log-sum-exps: 4 L heads. Where the CPU
     computes, c m (C - 1)(P + C - 1) for causal masks; CUDA kernels need none, but repeat keys in float32.
@@ -56,7 +56,7 @@ def vision_layer_bytes(a: Architecture, s: Setup, patches: int, *, full: bool) -
 
 
 def _tower_ends_bytes(a: Architecture, s: Setup, patches: int) -> float:
-    """Normalised patches c N D with their bytes; merger: norm N E (4 + c) and 3 c N E of its two layers."""
+    """Normalized patches c N D with their bytes; merger: norm N E (4 + c) and 3 c N E of its two layers."""
     return patches * (a.patch_values * (s.compute_bytes + 1) + a.vision_hidden * (4 + 4 * s.compute_bytes))
 
 
@@ -179,7 +179,7 @@ def _update_peak(
 
     While a lone micro-batch runs backward, activations go as gradients come, so this is the largest of: output
     projection with all activations; last decoder layer; first decoder layer with the decoder's gradients; tower; all
-    gradients (and, tied, a second one of the embeddings). Fine-tuning (Lightning's automatic optimisation) drops the
+    gradients (and, tied, a second one of the embeddings). Fine-tuning (Lightning's automatic optimization) drops the
     gradients of the step before only after the forward pass, so there they meet all activations. With more
     micro-batches gradients are there from the start, and one more of the largest parameter while it is added.
     """

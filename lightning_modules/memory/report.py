@@ -126,7 +126,7 @@ class MemoryReport:
         elif not self.ok:
             lines.append(
                 "What saves memory: more ranks with FSDP2, gradient_checkpointing, lora, freeze, an 8-bit optimizer, "
-                "loss_settings.beta: 0, fewer micro_batch_groups, pixels or completion tokens."
+                "loss_config.beta: 0, fewer micro_batch_groups, pixels or completion tokens."
             )
         return lines
 
@@ -161,7 +161,7 @@ def check_memory(
     config = model_config(module.model_name_or_path)
     sizes, setup = architecture(config), setup_of(module, trainer, ranks)
     parts = count_parts(module, config, setup)
-    profile = data.train_profile
+    profile = data.train_frames
 
     def work_of(frames: int) -> Workload:
         return workload_of(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from datamodules.video.frame_sampling import MIN_BUDGET_SLACK, SamplingProfile
+from datamodules.video.frame_sampling import MIN_BUDGET_SLACK, FrameConfig
 from datamodules.video_datamodule import VideoDataModule
 from lightning_modules.grpo_module import GRPOModule
 from lightning_modules.memory.sizes import Architecture, PartSize, Setup, Workload
@@ -181,7 +181,7 @@ def _trains(module: PolicyModule, part: str) -> bool:
 def _bytes_each(module: PolicyModule, part: str, linear_share: float, setup: Setup) -> float:
     if part == "adapters":
         return setup.trained_bytes
-    if module.quantisation is None or part != "language_model":
+    if module.quantization is None or part != "language_model":
         return setup.weight_bytes
     return linear_share * NF4_BYTES + (1 - linear_share) * setup.weight_bytes
 
@@ -213,7 +213,7 @@ def setup_of(module: PolicyModule, trainer: Mapping[str, Any], ranks: int | None
         checkpointing=module.gradient_checkpointing,
         chunk_rows=module.logprob_chunk_size,
         vision_frozen=not (_trains(module, "vision_tower") or _trains(module, "merger")),
-        reference=isinstance(module, GRPOModule) and module.loss_settings.beta > 0 and module.lora is None,
+        reference=isinstance(module, GRPOModule) and module.loss_config.beta > 0 and module.lora is None,
         optimizer_bytes=STATE_BYTES_8BIT if eight_bit else 2 * trained,
         fused_optimizer=eight_bit,
         ranks=ranks,
@@ -247,7 +247,7 @@ def _ranks(trainer: Mapping[str, Any]) -> int:
 def workload_of(
     module: PolicyModule,
     data: VideoDataModule,
-    profile: SamplingProfile,
+    profile: FrameConfig,
     accumulate: int,
     *,
     text_tokens: int,

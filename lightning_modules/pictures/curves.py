@@ -146,5 +146,5 @@ def _draw_smoothed(axes: Axes, curve: Curve, color: str, label: str, width: floa
 def _moving_average(values: Sequence[float], window: int) -> list[float]:
     """Mean over the values at most `window // 2` places away from each one."""
     reach = window // 2
-    neighbours = [values[max(place - reach, 0) : place + reach + 1] for place in range(len(values))]
-    return [sum(near) / len(near) for near in neighbours]
+    neighbors = [values[max(place - reach, 0) : place + reach + 1] for place in range(len(values))]
+    return [sum(near) / len(near) for near in neighbors]

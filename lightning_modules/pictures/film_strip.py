@@ -210,6 +210,6 @@ def _tile(frame: Tensor, size: tuple[int, int]) -> Image.Image:
     factor = -(-size[0] // image.width)
     if factor == 1:
         return image.resize(size, Image.Resampling.LANCZOS)
-    # A whole multiple first: nearest-neighbour by a fraction would make some pixels wider than others.
+    # A whole multiple first: nearest-neighbor by a fraction would make some pixels wider than others.
     enlarged = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     return enlarged.resize(size, Image.Resampling.BOX)

@@ -1,4 +1,4 @@
-"""Cards of wrapped text and coloured chips, drawn with PIL.
+"""Cards of wrapped text and colored chips, drawn with PIL.
 
 PIL's built-in scalable font is used, so that no font files are needed. It knows ASCII and little more: accents and
 common signs are spelled with what it has, any other script appears as boxes.
@@ -42,7 +42,7 @@ _SPELLED = {
 
 @dataclass(frozen=True)
 class Span:
-    """Words in one colour; as a chip they stand on a pale, rounded ground of that colour."""
+    """Words in one color; as a chip they stand on a pale, rounded ground of that color."""
 
     text: str
     color: str = INK
@@ -108,7 +108,7 @@ def flowing(spans: Sequence[Span], width: int) -> list[Row]:
 
 
 def card(rows: Sequence[Row], accent: str, width: int) -> Image.Image:
-    """Rows of spans on white with a bar of the accent colour at the left."""
+    """Rows of spans on white with a bar of the accent color at the left."""
     heights = [max(span.size for span in row) + (14 if any(span.chip for span in row) else 6) for row in rows]
     image = Image.new("RGB", (width, sum(heights) + 2 * PADDING), CARD)
     draw = ImageDraw.Draw(image)

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) and quantised bases (QLoRA, arXiv 2305.14314) of a policy.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) and quantized bases (QLoRA, arXiv 2305.14314) of a policy.
 
 Adapters are injected with peft, which leaves the transformers class, the way in and the names of everything else as
 they are. A layer with the weight W and adapters A, B computes x W^T + scaling * x A^T B^T.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
-Quantisation = Literal["nf4"]
+Quantization = Literal["nf4"]
 
 ADAPTER_NAME = "default"
 BASE_PREFIX = re.compile(r"\.base_layer\.")
@@ -30,7 +30,7 @@ _ADAPTER_KEY = re.compile(rf"\.lora_[AB]\.{ADAPTER_NAME}\.weight$")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraSettings:
+class AdapterConfig:
     """Which layers of the language model get adapters, and of what size; everything else is frozen."""
 
     r: int = 16
@@ -57,7 +57,7 @@ class LoraSettings:
         return self.alpha / self.r
 
 
-def add_adapters(model: PreTrainedModel, decoder: nn.Module, settings: LoraSettings) -> None:
+def add_adapters(model: PreTrainedModel, decoder: nn.Module, settings: AdapterConfig) -> None:
     """Freeze the model and give the named linear layers of its decoder adapters that add nothing yet (B = 0).
 
     Raises:
@@ -78,7 +78,7 @@ def add_adapters(model: PreTrainedModel, decoder: nn.Module, settings: LoraSetti
         parameter.requires_grad_(True)
 
 
-def _peft_config(model: PreTrainedModel, decoder: nn.Module, settings: LoraSettings) -> LoraConfig:
+def _peft_config(model: PreTrainedModel, decoder: nn.Module, settings: AdapterConfig) -> LoraConfig:
     from peft import LoraConfig
 
     place = next(name for name, module in model.named_modules() if module is decoder)
@@ -178,7 +178,7 @@ def check_checkpoint(checkpoint: Mapping[str, Any], model: nn.Module) -> None:
 
 
 def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """4-bit NormalFloat with double quantisation for the language model; the vision tower and the head stay whole."""
+    """4-bit NormalFloat with double quantization for the language model; the vision tower and the head stay whole."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -191,7 +191,7 @@ def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def keep_differentiable(model: nn.Module) -> None:
-    """Keep quantised layers in the one arithmetic that has a backward.
+    """Keep quantized layers in the one arithmetic that has a backward.
 
     On a CPU with AVX512-BF16, bitsandbytes repacks 4-bit weights for inference at the first sampling, for good: the
     layers then pass no gradients, and sampler and trainer would differ.

@@ -69,7 +69,7 @@ def write_pretrained(
 
 
 def _plain(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The model without adapters, quantisation and memory: it names the weights that are saved with it."""
+    """The model without adapters, quantization and memory: it names the weights that are saved with it."""
     from transformers import AutoModelForImageTextToText
 
     config = copy.deepcopy(model.config)

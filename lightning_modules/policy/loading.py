@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from lightning_modules.policy.adapters import LoraSettings, Quantisation, add_adapters, keep_differentiable, nf4_config
+from lightning_modules.policy.adapters import AdapterConfig, Quantization, add_adapters, keep_differentiable, nf4_config
 from lightning_modules.policy.family import ModelFamily
 from lightning_modules.policy.policy import Policy
 from lightning_modules.policy.qwen_vl import QwenVLFamily
@@ -40,8 +40,8 @@ def load_policy(
     gradient_checkpointing: bool = False,
     logprob_chunk_size: int = 512,
     freeze: Sequence[Part] = (),
-    lora: LoraSettings | None = None,
-    quantisation: Quantisation | None = None,
+    lora: AdapterConfig | None = None,
+    quantization: Quantization | None = None,
 ) -> Policy:
     """Load weights and processor of a Qwen2-VL or Qwen2.5-VL checkpoint.
 
@@ -55,23 +55,23 @@ def load_policy(
         freeze: parts that do not train. With both the vision tower and the merger frozen, sampling, policy and
             reference share one tower call per step.
         lora: train low-rank adapters of the language model and nothing else.
-        quantisation: "nf4" keeps the language model's own weights in 4 bits; needs `lora`.
+        quantization: "nf4" keeps the language model's own weights in 4 bits; needs `lora`.
 
     Raises:
         ValueError: the folder does not exist, is incomplete or holds another kind of model; nothing is left to train;
-            or there is a quantised base without adapters.
+            or there is a quantized base without adapters.
     """
     from transformers import AutoProcessor
 
-    if quantisation is not None and lora is None:
+    if quantization is not None and lora is None:
         raise ValueError(
-            f"model.quantisation is {quantisation!r}, but model.lora is null: weights in 4 bits do not train. Set "
-            "model.lora (for instance {r: 16}) or quantisation: null."
+            f"model.quantization is {quantization!r}, but model.lora is null: weights in 4 bits do not train. Set "
+            "model.lora (for instance {r: 16}) or quantization: null."
         )
     family = FAMILIES[supported_model_type(model_name_or_path)]
     try:
         processor = AutoProcessor.from_pretrained(model_name_or_path)
-        model = load_weights(model_name_or_path, dtype=getattr(torch, dtype), quantisation=quantisation)
+        model = load_weights(model_name_or_path, dtype=getattr(torch, dtype), quantization=quantization)
     except OSError as error:
         raise ValueError(f"The checkpoint {model_name_or_path!r} is incomplete: {error}") from error
     model.set_attn_implementation({"vision_config": resolve_attention(attn_implementation)})
@@ -87,7 +87,7 @@ def load_policy(
 
 
 def load_weights(
-    model_name_or_path: str, *, dtype: torch.dtype, quantisation: Quantisation | None = None
+    model_name_or_path: str, *, dtype: torch.dtype, quantization: Quantization | None = None
 ) -> PreTrainedModel:
     """The transformers model of a checkpoint, written by transformers 4 or 5.
 
@@ -97,7 +97,7 @@ def load_weights(
     """
     from transformers import AutoModelForImageTextToText
 
-    options = {} if quantisation is None else {"quantization_config": nf4_config(dtype)}
+    options = {} if quantization is None else {"quantization_config": nf4_config(dtype)}
     model, report = AutoModelForImageTextToText.from_pretrained(
         model_name_or_path, dtype=dtype, output_loading_info=True, **options
     )
@@ -108,7 +108,7 @@ def load_weights(
             f"them {', '.join(missing[:3])}; they would be random. It holds {len(report['unexpected_keys'])} weights "
             "under other names. Give a complete Qwen2.5-VL or Qwen2-VL checkpoint."
         )
-    if quantisation is not None:
+    if quantization is not None:
         keep_differentiable(model)
     return model
 

@@ -141,11 +141,11 @@ class Policy(nn.Module):
         )
 
     def target_statistics(self, batch: SFTBatch) -> TokenStatistics:
-        """Log-probabilities of the labelled tokens of a fine-tuning batch, [N] in row order."""
+        """Log-probabilities of the labeled tokens of a fine-tuning batch, [N] in row order."""
         hidden = self._hidden(batch.input_ids, batch.vision, batch.position_ids)
         labels = batch.labels[:, 1:]
-        labelled = labels != IGNORED_LABEL
-        return self._statistics(hidden[:, :-1][labelled], labels[labelled], 1.0)
+        labeled = labels != IGNORED_LABEL
+        return self._statistics(hidden[:, :-1][labeled], labels[labeled], 1.0)
 
     def prefill(self, batch: PromptBatch, *, group_size: int) -> tuple[Tensor, GroupCache]:
         """Run each prompt once: logits of the first completion token [B, V] and the cache for B * G completions."""

@@ -98,7 +98,7 @@ class QwenVLFamily:
         """Features [M, H] of all media in one tower call, images and videos in order of appearance."""
         tower = model.model.visual
         plans = segment_plans(vision.grid_thw.tolist(), tower, vision.patches.device)
-        pixels = self._normalised(vision.patches, tower)
+        pixels = self._normalized(vision.patches, tower)
         return tower(pixels, grid_thw=vision.grid_thw, segment_plans=plans).pooler_output
 
     def dummy_vision(self, device: torch.device) -> VisionInput:
@@ -117,7 +117,7 @@ class QwenVLFamily:
         mask = (input_ids == self.image_token_id) | (input_ids == self.video_token_id)
         return embeddings.masked_scatter(mask[..., None], features.to(embeddings.dtype))
 
-    def _normalised(self, patches: Tensor, tower: nn.Module) -> Tensor:
+    def _normalized(self, patches: Tensor, tower: nn.Module) -> Tensor:
         """uint8 [N, D] -> the tower's dtype, by the processor's own arithmetic: (x - 255 mean) / (255 std)."""
         # One value per patch element: channels are the slowest of its axes.
         repeats = patches.shape[1] // len(self.image_mean)

@@ -55,7 +55,7 @@ def check_sync(every: int | None, *, beta: float, has_adapters: bool) -> None:
     if every < 1:
         raise ValueError(f"{said}; it must be >= 1, or null to keep the initial model as reference.")
     if beta == 0:
-        raise ValueError(f"{said}, but model.loss_settings.beta is 0, so there is no reference; set one of them.")
+        raise ValueError(f"{said}, but model.loss_config.beta is 0, so there is no reference; set one of them.")
     if has_adapters:
         raise ValueError(
             f"{said}, but with model.lora the reference is the model without its adapters, which has no weights of its "

@@ -23,7 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from lightning_modules.policy.group_cache import GroupCache
 
 ATTENTION_NAME = "shared_prefix_sdpa"
-"""No "flash" or "flex" in the name: transformers switches behaviour on those."""
+"""No "flash" or "flex" in the name: transformers switches behavior on those."""
 
 Layout = tuple[tuple[int, tuple[int, ...]], ...]
 """Per group: prompt tokens P and the input tokens of each completion (one less than its tokens)."""

@@ -69,7 +69,7 @@ CHAT_TEMPLATE = """\
 
 
 @dataclass(frozen=True, kw_only=True)
-class TinySpec:
+class TinyConfig:
     """Sizes of the model. The default learns the demo in about a minute of CPU time and has 0.56M parameters."""
 
     vocab_size: int = 384
@@ -118,10 +118,10 @@ class TinySpec:
         }
         for name, (valid, allowed) in checks.items():
             if not valid:
-                raise ValueError(f"TinySpec.{name} is {getattr(self, name)}; it must be {allowed}.")
+                raise ValueError(f"TinyConfig.{name} is {getattr(self, name)}; it must be {allowed}.")
 
 
-DEFAULT_SPEC = TinySpec()
+DEFAULT_SPEC = TinyConfig()
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int) -> Qwen2Tokenizer:
@@ -189,7 +189,7 @@ def build_processor(
     )
 
 
-def build_model(spec: TinySpec, tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGeneration:
+def build_model(spec: TinyConfig, tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGeneration:
     """Random weights in float32 for the sizes of `spec`; the same seed gives the same weights.
 
     The global random state is left as it was.
@@ -247,7 +247,7 @@ def build_model(spec: TinySpec, tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5
     return model.eval()
 
 
-def write_tiny_model(output: Path, *, seed: int = 0, spec: TinySpec = DEFAULT_SPEC) -> Path:
+def write_tiny_model(output: Path, *, seed: int = 0, spec: TinyConfig = DEFAULT_SPEC) -> Path:
     """Write a complete Hugging Face folder that every `from_pretrained` reads.
 
     The folder appears complete or not at all. One written with the same arguments is kept as it is; one written

@@ -42,7 +42,7 @@ def freeze_parts(parts: Mapping[str, Sequence[nn.Parameter]], frozen: Sequence[P
 
 
 def trainable_table(policy: Policy) -> str:
-    """A printable table of trainable and of all parameters of each part, the number of weights before quantisation."""
+    """A printable table of trainable and of all parameters of each part, the number of weights before quantization."""
     adapters = [parameter for _, parameter in adapter_parameters(policy.model)]
     known = {id(parameter) for parameter in adapters}
     rows: dict[str, Sequence[nn.Parameter]] = {

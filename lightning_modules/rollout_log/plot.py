@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 INK, GRID, GREY = "#1f2430", "#e3e6eb", "#c3c9d4"
 PALETTE = ("#1a7f45", "#c77700", "#2f5fb3", "#8b4fb0", "#b03a6f", "#2a9d9d")
 CURVE_POINTS = 200
-"""Longer runs are averaged over neighbouring steps."""
+"""Longer runs are averaged over neighboring steps."""
 
 
 def plot_rollouts(summary: RolloutSummary, output: Path) -> None:
     """Draw a summary in one figure of three panels.
 
     Args:
-        summary: what `summarise_rollouts` found.
+        summary: what `summarize_rollouts` found.
         output: picture to write or replace; its suffix chooses the format (.png, .svg, .pdf).
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -76,7 +76,7 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutSummary:
-    """What `summarise_rollouts` found."""
+    """What `summarize_rollouts` found."""
 
     files: int
     """How many were read."""
@@ -154,7 +154,7 @@ class RolloutSummary:
         return rows
 
 
-def summarise_rollouts(folder: Path) -> RolloutSummary:
+def summarize_rollouts(folder: Path) -> RolloutSummary:
     """Read all `*.parquet` files of a folder that `RolloutStore` wrote.
 
     Raises:

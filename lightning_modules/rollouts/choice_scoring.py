@@ -2,7 +2,7 @@
 
 Every option is the text `answer_prefix` + letter. The tokens that all options begin with are put behind the prompt:
 prompt and prefix are computed once for all options, as the shared prefix of a packed row, and each option is scored by
-the log-probability of its remaining tokens. Prefix and letter are tokenised together, because a tokenizer may merge ">"
+the log-probability of its remaining tokens. Prefix and letter are tokenized together, because a tokenizer may merge ">"
 and "A" into one token, which a model then expects there.
 
 Shapes: B prompts, G options, C tokens of an option, S = all options of the batch.

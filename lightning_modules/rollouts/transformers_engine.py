@@ -33,7 +33,7 @@ class TransformersEngine:
     """Draws completions with the policy's own weights, in process.
 
     Args:
-        policy: the policy, shared with the trainer: there is nothing to synchronise.
+        policy: the policy, shared with the trainer: there is nothing to synchronize.
     """
 
     def __init__(self, policy: Policy) -> None:

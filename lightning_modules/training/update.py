@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.functional.masking import masked_mean
-from lightning_modules.functional.policy_losses import LossInputs, LossSettings, PolicyLoss, count_batch
+from lightning_modules.functional.policy_losses import LossConfig, LossInputs, PolicyLoss, count_batch
 from lightning_modules.policy.policy import Policy
 from lightning_modules.policy.reference import Reference
 from lightning_modules.policy.types import PolicyBatch
@@ -46,7 +46,7 @@ class PolicyUpdate:
     Args:
         policy: the policy being trained.
         reference: the frozen reference policy; None when beta is 0.
-        loss: the loss and its normaliser.
+        loss: the loss and its normalizer.
         settings: its coefficients.
         temperature: of the sampling; log-probabilities are those of the softmax at it.
         max_new_tokens: limit of the sampling.
@@ -60,7 +60,7 @@ class PolicyUpdate:
         reference: Reference | None,
         *,
         loss: PolicyLoss,
-        settings: LossSettings,
+        settings: LossConfig,
         temperature: float,
         max_new_tokens: int,
         micro_batch_groups: int | None = None,

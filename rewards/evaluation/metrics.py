@@ -205,7 +205,7 @@ class BenchmarkMetric(Metric):
         self.packed.append(torch.tensor(list(text.encode()), dtype=self.dtype, device=self.device))
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of this rank, of all ranks while synchronised, by `problem_id`.
+        """The rows of this rank, of all ranks while synchronized, by `problem_id`.
 
         Raises:
             ValueError: two different rows have the same `problem_id`.

@@ -25,7 +25,7 @@ def record_of(records, data_type):
     return next(record for record in records if record.data_type == data_type)
 
 
-def test_video_patches_and_normalisation_equal_the_processor(tiny_policy):
+def test_video_patches_and_normalization_equal_the_processor(tiny_policy):
     video = clip()
     expected = tiny_policy.processor.video_processor(
         [video.frames],
@@ -35,18 +35,18 @@ def test_video_patches_and_normalisation_equal_the_processor(tiny_policy):
         return_tensors="pt",
     )
     patches, grid = patchify(video.frames, PatchLayout())
-    normalised = tiny_policy.family._normalised(patches, tiny_policy.model.model.visual)
+    normalized = tiny_policy.family._normalized(patches, tiny_policy.model.model.visual)
     assert grid.tolist() == expected["video_grid_thw"][0].tolist() == [2, 4, 6]
-    torch.testing.assert_close(normalised, expected["pixel_values_videos"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(normalized, expected["pixel_values_videos"], rtol=0, atol=1e-6)
 
 
-def test_image_patches_and_normalisation_equal_the_processor(tiny_policy):
+def test_image_patches_and_normalization_equal_the_processor(tiny_policy):
     image = clip(frames=1, is_video=False, sample_fps=0.0)
     expected = tiny_policy.processor.image_processor([image.frames[0]], do_resize=False, return_tensors="pt")
     patches, grid = patchify(image.frames, PatchLayout())
-    normalised = tiny_policy.family._normalised(patches, tiny_policy.model.model.visual)
+    normalized = tiny_policy.family._normalized(patches, tiny_policy.model.model.visual)
     assert grid.tolist() == expected["image_grid_thw"][0].tolist() == [1, 4, 6]
-    torch.testing.assert_close(normalised, expected["pixel_values"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(normalized, expected["pixel_values"], rtol=0, atol=1e-6)
 
 
 def test_prompt_ids_equal_the_processor(tiny_policy, encoder, records):

@@ -28,7 +28,7 @@ def test_seeds_are_stable_and_fit_63_bits():
     assert abs(sum(seed / 2**63 for seed in seeds) / len(seeds) - 0.5) < 0.05
 
 
-def test_neighbouring_numbers_do_not_run_together():
+def test_neighboring_numbers_do_not_run_together():
     assert sample_seed(1, 12, "3") != sample_seed(11, 2, "3")
     assert sample_seed(0, 0, "1", member=0) != sample_seed(0, 1, "0", member=0)
 

@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules.prompts import PromptTemplate
 from datamodules.types import PromptBatch, SFTBatch
-from datamodules.video.frame_sampling import EVAL, TRAIN, SamplingProfile
+from datamodules.video.frame_sampling import EVAL, TRAIN, FrameConfig
 from datamodules.video_datamodule import VideoDataModule
 
-PROFILE = SamplingProfile(num_frames=4, min_pixels=784, max_pixels=3136, image_max_pixels=3136)
+PROFILE = FrameConfig(num_frames=4, min_pixels=784, max_pixels=3136, image_max_pixels=3136)
 TEMPLATE = PromptTemplate(question=" {problem}{options}", instruction="", type_sentences={}, target_separator="")
 
 
@@ -28,8 +28,8 @@ def build(tiny_folder, mixed_data):
             "data_root": str(mixed_data.parent),
             "train_files": [str(mixed_data)],
             "prompt": TEMPLATE,
-            "train_profile": PROFILE,
-            "eval_profile": PROFILE,
+            "train_frames": PROFILE,
+            "eval_frames": PROFILE,
             "num_workers": 0,
             **options,
         }
@@ -48,9 +48,9 @@ def ids(batches):
 
 def test_training_and_evaluation_profiles_are_the_published_ones(build, mixed_data):
     files = {f"{stage}_files": [str(mixed_data)] for stage in ("val", "test", "predict")}
-    data = build(train_profile=TRAIN, eval_profile=EVAL, **files)
+    data = build(train_frames=TRAIN, eval_frames=EVAL, **files)
     default = VideoDataModule("any")
-    assert (default.train_profile, default.eval_profile) == (TRAIN, EVAL)
+    assert (default.train_frames, default.eval_frames) == (TRAIN, EVAL)
     for stage in ("fit", "test", "predict"):
         data.setup(stage)
     loaders = [data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()]
@@ -149,10 +149,10 @@ def test_the_loader_keeps_the_samplers_order(build, num_workers):
         ({"temporal_patch_size": 4}, "temporal_patch_size 4, but .* has 2"),
     ],
 )
-@pytest.mark.parametrize("name", ["train_profile", "eval_profile"])
+@pytest.mark.parametrize("name", ["train_frames", "eval_frames"])
 def test_patch_sizes_must_be_those_of_the_model(build, profile, message, name):
     with pytest.raises(ValueError, match=message):
-        build("fit", **{name: SamplingProfile(num_frames=4, min_pixels=784, **{"max_pixels": 3136, **profile})})
+        build("fit", **{name: FrameConfig(num_frames=4, min_pixels=784, **{"max_pixels": 3136, **profile})})
 
 
 def test_a_checkpoint_without_a_vision_tower_is_refused(build, tmp_path):

@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from datamodules.prompts import PromptTemplate
-from datamodules.video.frame_sampling import SamplingProfile
+from datamodules.video.frame_sampling import FrameConfig
 from datamodules.video_datamodule import VideoDataModule
 from lightning_modules.grpo_module import GRPOModule
 from lightning_modules.pictures.curves import read_scalars
@@ -18,7 +18,7 @@ from lightning_modules.sft_module import SFTModule
 from lightning_modules.training.optim import OptimizerConfig
 from rewards import AccuracyReward, FormatReward, Reward
 
-PROFILE = SamplingProfile(
+PROFILE = FrameConfig(
     num_frames=4, min_pixels=28 * 28, max_pixels=56 * 56, image_min_pixels=28 * 28, image_max_pixels=56 * 56
 )
 TEMPLATE = PromptTemplate(
@@ -41,8 +41,8 @@ def data_module(model: Path, data: Path, *, train_format: str, **options: Any) -
         "val_files": [str(data)],
         "train_format": train_format,
         "prompt": TEMPLATE,
-        "train_profile": PROFILE,
-        "eval_profile": PROFILE,
+        "train_frames": PROFILE,
+        "eval_frames": PROFILE,
         "batch_size": 4,
         "eval_batch_size": 6,
         "num_workers": 0,

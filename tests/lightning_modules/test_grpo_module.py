@@ -1,16 +1,16 @@
 import pytest
 import torch
 
-from lightning_modules.functional.policy_losses import LossSettings
+from lightning_modules.functional.policy_losses import LossConfig
 from lightning_modules.policy.policy import Policy
 from lightning_modules.rollouts.transformers_engine import TransformersEngine
 from lightning_modules.rollouts.types import SamplingConfig
 from rewards import AccuracyReward, FormatReward
-from rewards.suite_settings import SuiteSettings
+from rewards.suite_config import SuiteConfig
 from rewards.temporal import TemporalReward
 from tests.lightning_modules.module_runs import LetterReward, data_module, grpo_module, scalars, trainer
 
-NO_REFERENCE = LossSettings(beta=0.0)
+NO_REFERENCE = LossConfig(beta=0.0)
 
 
 def run(folder, model, data, *, steps=3, data_options=None, **options):
@@ -47,7 +47,7 @@ def test_they_still_agree_after_updates(tiny_folder, mixed_data, tmp_path):
 
 
 def test_training_raises_the_reward(tiny_folder, mixed_data, tmp_path):
-    _, logged = run(tmp_path, tiny_folder, mixed_data, steps=25, loss_settings=NO_REFERENCE, group_size=8)
+    _, logged = run(tmp_path, tiny_folder, mixed_data, steps=25, loss_config=NO_REFERENCE, group_size=8)
     rewards = logged["train/reward/letter/mean"]
     assert sum(rewards[-5:]) > 1.5 * sum(rewards[:5])
 
@@ -94,7 +94,7 @@ def test_repeating_the_prompt_gives_the_same_trajectory(tiny_folder, mixed_data,
 
 
 def test_inner_epochs_take_more_steps_on_each_rollout(tiny_folder, mixed_data, tmp_path):
-    module, logged = run(tmp_path, tiny_folder, mixed_data, steps=4, inner_epochs=2, loss_settings=NO_REFERENCE)
+    module, logged = run(tmp_path, tiny_folder, mixed_data, steps=4, inner_epochs=2, loss_config=NO_REFERENCE)
     assert module.trainer.global_step == 4
     assert len(logged["train/loss"]) == 2  # two rollouts
 
@@ -116,7 +116,7 @@ def test_the_reference_stays_out_of_checkpoints_and_frozen(tiny_folder, mixed_da
 
 
 def test_no_reference_is_loaded_without_a_penalty(tiny_folder):
-    module = grpo_module(tiny_folder, loss_settings=NO_REFERENCE)
+    module = grpo_module(tiny_folder, loss_config=NO_REFERENCE)
     module.configure_model()
     assert module.reference is None
 
@@ -219,7 +219,7 @@ class EvenReward(LetterReward):
 
 
 def test_groups_without_variance_are_skipped_but_counted(tiny_folder, mixed_data, tmp_path, monkeypatch):
-    options = {"rewards": [EvenReward()], "loss_settings": NO_REFERENCE, "dtype": "float64"}
+    options = {"rewards": [EvenReward()], "loss_config": NO_REFERENCE, "dtype": "float64"}
     _, logged = run(tmp_path / "skipping", tiny_folder, mixed_data, **options)
     assert 0 < logged["train/zero_variance_groups"][0] < 1
     packed = []
@@ -230,7 +230,7 @@ def test_groups_without_variance_are_skipped_but_counted(tiny_folder, mixed_data
         lambda self, prompts, completions: packed.append(len(prompts)) or pack(self, prompts, completions),
     )
     # A penalty too small to matter forbids the skipping.
-    options["loss_settings"] = LossSettings(beta=1e-12)
+    options["loss_config"] = LossConfig(beta=1e-12)
     _, logged_all = run(tmp_path / "all", tiny_folder, mixed_data, **options)
     assert set(packed) == {4}
     assert logged["train/grad_norm"] == pytest.approx(logged_all["train/grad_norm"], rel=1e-4)
@@ -238,7 +238,7 @@ def test_groups_without_variance_are_skipped_but_counted(tiny_folder, mixed_data
 
 
 def test_a_batch_without_any_variance_still_takes_its_step(tiny_folder, mixed_data, tmp_path):
-    options = {"rewards": [FormatReward()], "loss_settings": NO_REFERENCE}  # an untrained model never earns it
+    options = {"rewards": [FormatReward()], "loss_config": NO_REFERENCE}  # an untrained model never earns it
     module, logged = run(tmp_path, tiny_folder, mixed_data, **options)
     assert logged["train/zero_variance_groups"] == [1.0] * 3
     assert logged["train/grad_norm"] == [0.0] * 3
@@ -246,14 +246,14 @@ def test_a_batch_without_any_variance_still_takes_its_step(tiny_folder, mixed_da
 
 
 def test_groups_without_variance_are_drawn_again(tiny_folder, mixed_data, tmp_path):
-    options = {"rewards": [EvenReward()], "max_resamples": 2, "loss_settings": NO_REFERENCE}
+    options = {"rewards": [EvenReward()], "max_resamples": 2, "loss_config": NO_REFERENCE}
     _, logged = run(tmp_path, tiny_folder, mixed_data, steps=1, **options)
     stale = logged["train/zero_variance_groups"][0] * 4  # this reward never learns to differ on them
     assert logged["train/redrawn_groups"][0] == 2 * stale > 0
 
 
 def test_truncated_completions_can_be_left_out(tiny_folder, mixed_data, tmp_path):
-    options = {"sampling": SamplingConfig(max_new_tokens=3), "loss_settings": NO_REFERENCE, "mask_truncated": True}
+    options = {"sampling": SamplingConfig(max_new_tokens=3), "loss_config": NO_REFERENCE, "mask_truncated": True}
     _, logged = run(tmp_path, tiny_folder, mixed_data, steps=1, **options)
     assert logged["train/truncated"][0] > 0.9
     _, all_logged = run(tmp_path / "all", tiny_folder, mixed_data, steps=1, **{**options, "mask_truncated": False})
@@ -284,9 +284,9 @@ def test_shuffled_frames_are_sampled_for_videos_where_a_reward_asks(tiny_folder,
     assert "train/reward/temporal/mean" in logged
 
 
-def test_suite_settings_reach_the_suite(tiny_folder, mixed_data, tmp_path):
-    suite = SuiteSettings(truncation="zero")
-    options = {"sampling": SamplingConfig(max_new_tokens=3), "suite": suite, "loss_settings": NO_REFERENCE}
+def test_suite_config_reach_the_suite(tiny_folder, mixed_data, tmp_path):
+    suite = SuiteConfig(truncation="zero")
+    options = {"sampling": SamplingConfig(max_new_tokens=3), "suite": suite, "loss_config": NO_REFERENCE}
     _, logged = run(tmp_path, tiny_folder, mixed_data, steps=1, **options)
     assert logged["train/truncated"][0] == 1.0
     assert logged["train/reward/mean"] == [0.0]

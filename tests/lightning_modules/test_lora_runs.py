@@ -7,14 +7,14 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_modules.functional.policy_losses import LossSettings
-from lightning_modules.policy.adapters import LoraSettings, is_adapter
+from lightning_modules.functional.policy_losses import LossConfig
+from lightning_modules.policy.adapters import AdapterConfig, is_adapter
 from lightning_modules.policy.loading import load_policy
 from lightning_modules.policy.policy import Policy
 from lightning_modules.training.optim import OptimizerConfig
 from tests.lightning_modules.module_runs import data_module, grpo_module, scalars, sft_module, trainer
 
-LORA = LoraSettings(r=8)
+LORA = AdapterConfig(r=8)
 FAST = OptimizerConfig(learning_rate=1e-2, schedule="constant")
 
 
@@ -48,8 +48,8 @@ def test_sft_trains_nothing_but_the_adapters(tiny_folder, mixed_data, tmp_path, 
 
 
 def test_grpo_starts_at_its_reference_and_moves_the_adapters(tiny_folder, mixed_data, tmp_path):
-    settings = LossSettings(beta=0.04)
-    module = grpo_module(tiny_folder, lora=LORA, loss_settings=settings, optimizer=FAST, group_size=4)
+    settings = LossConfig(beta=0.04)
+    module = grpo_module(tiny_folder, lora=LORA, loss_config=settings, optimizer=FAST, group_size=4)
     data = data_module(tiny_folder, mixed_data, train_format="prompts")
     fitted(module, data, tmp_path, max_steps=6, max_epochs=-1, limit_val_batches=0, enable_checkpointing=False)
     logged = scalars(tmp_path)
@@ -80,7 +80,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tiny_folder, mixed_data
     saved = torch.load(last, weights_only=True)["state_dict"]
     assert len(saved) == 28 and all(map(is_adapter, saved))  # 7 layers, 2 blocks, A and B
 
-    other = sft_module(tiny_folder, lora=LoraSettings(r=4))
+    other = sft_module(tiny_folder, lora=AdapterConfig(r=4))
     with pytest.raises(ValueError, match="28 there, 28 here, and 28 differ"):
         fitted_from(other, data_module(tiny_folder, mixed_data, train_format="sft"), tmp_path / "other", last)
 
@@ -90,9 +90,9 @@ def fitted_from(module, data, folder, checkpoint):
 
 
 @pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit"])
-def test_quantised_base_and_optimizer_train(tiny_folder, mixed_data, tmp_path, name):
+def test_quantized_base_and_optimizer_train(tiny_folder, mixed_data, tmp_path, name):
     optimizer = OptimizerConfig(name=name, learning_rate=1e-2, schedule="constant")
-    module = sft_module(tiny_folder, lora=LoraSettings(r=32), quantisation="nf4", optimizer=optimizer)
+    module = sft_module(tiny_folder, lora=AdapterConfig(r=32), quantization="nf4", optimizer=optimizer)
     data = data_module(tiny_folder, mixed_data, train_format="sft")
     saving = ModelCheckpoint(dirpath=tmp_path / "saved", every_n_train_steps=6)
     run = fitted(module, data, tmp_path, max_epochs=2, limit_val_batches=1, callbacks=[saving])
@@ -102,7 +102,7 @@ def test_quantised_base_and_optimizer_train(tiny_folder, mixed_data, tmp_path, n
     dtypes = {state["state1"].dtype for state in run.optimizers[0].state.values()}
     assert dtypes == {torch.uint8, torch.float32}
     fitted_from(
-        sft_module(tiny_folder, lora=LoraSettings(r=32), quantisation="nf4", optimizer=optimizer),
+        sft_module(tiny_folder, lora=AdapterConfig(r=32), quantization="nf4", optimizer=optimizer),
         data_module(tiny_folder, mixed_data, train_format="sft"),
         tmp_path / "resumed",
         saving.best_model_path,

@@ -3,13 +3,13 @@
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_modules.functional.policy_losses import LossSettings
-from lightning_modules.policy.adapters import LoraSettings
+from lightning_modules.functional.policy_losses import LossConfig
+from lightning_modules.policy.adapters import AdapterConfig
 from tests.lightning_modules.module_runs import data_module, grpo_module, scalars, trainer
 
 
 def train(tiny_folder, mixed_data, folder, *, steps=4, ckpt_path=None, **options):
-    module = grpo_module(tiny_folder, loss_settings=LossSettings(beta=0.5), **options)
+    module = grpo_module(tiny_folder, loss_config=LossConfig(beta=0.5), **options)
     data = data_module(tiny_folder, mixed_data, train_format="prompts")
     saving = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     run = trainer(folder, max_steps=steps, limit_val_batches=0, callbacks=[saving])
@@ -48,13 +48,13 @@ def test_a_resumed_run_has_the_reference_of_its_checkpoint(tiny_folder, mixed_da
     ("options", "message"),
     [
         ({"reference_sync_steps": 0}, "reference_sync_steps is 0; it must be >= 1"),
-        ({"reference_sync_steps": 5}, "reference_sync_steps is 5, but model.loss_settings.beta is 0"),
+        ({"reference_sync_steps": 5}, "reference_sync_steps is 5, but model.loss_config.beta is 0"),
         (
-            {"reference_sync_steps": 5, "lora": LoraSettings(r=2), "loss_settings": LossSettings(beta=0.1)},
+            {"reference_sync_steps": 5, "lora": AdapterConfig(r=2), "loss_config": LossConfig(beta=0.1)},
             "reference_sync_steps is 5, but with model.lora the reference is the model without its adapters",
         ),
     ],
 )
 def test_what_cannot_be_synced_is_refused(tiny_folder, options, message):
     with pytest.raises(ValueError, match=message):
-        grpo_module(tiny_folder, **{"loss_settings": LossSettings(beta=0.0), **options})
+        grpo_module(tiny_folder, **{"loss_config": LossConfig(beta=0.0), **options})

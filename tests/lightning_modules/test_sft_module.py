@@ -33,13 +33,13 @@ def test_validation_answers_are_drawn_and_training_draws_none(tiny_folder, mixed
     assert set(events.Tags()["images"]) == {"validation/rollouts/0", "validation/rollouts/1"}
 
 
-def test_the_loss_is_that_of_the_labelled_tokens(tiny_folder, mixed_data, tmp_path):
+def test_the_loss_is_that_of_the_labeled_tokens(tiny_folder, mixed_data, tmp_path):
     """Against the full log-softmax of the stock forward, text-only records, where positions are undisputed."""
     module = sft_module(tiny_folder, dtype="float64")
     module.configure_model()
     data = data_module(tiny_folder, mixed_data, train_format="sft")
     data.setup("fit")
-    dataset = data._dataset("fit", data.train_profile, with_targets=True)
+    dataset = data._dataset("fit", data.train_frames, with_targets=True)
     samples = [sample for sample in map(dataset.__getitem__, range(12)) if sample.prompt.vision is None]
     batch = module.policy.locate(SFTCollator(pad_token_id=data.tokenizer.pad_token_id)(samples))
     loss = module.training_step(batch, 0)
@@ -57,7 +57,7 @@ def test_padding_does_not_change_the_loss(tiny_folder, mixed_data):
     module.configure_model()
     data = data_module(tiny_folder, mixed_data, train_format="sft")
     data.setup("fit")
-    dataset = data._dataset("fit", data.train_profile, with_targets=True)
+    dataset = data._dataset("fit", data.train_frames, with_targets=True)
     samples = [dataset[index] for index in range(6)]
     collate = SFTCollator(pad_token_id=data.tokenizer.pad_token_id)
     together = module.policy.target_statistics(module.policy.locate(collate(samples))).logprobs

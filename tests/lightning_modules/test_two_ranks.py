@@ -139,7 +139,7 @@ def test_a_synced_reference_trains_and_resumes_alike(run, strategy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", [(), ("--quantisation=nf4",)], ids=["lora", "qlora"])
+@pytest.mark.parametrize("base", [(), ("--quantization=nf4",)], ids=["lora", "qlora"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_adapters_train_alike_with_themselves_disabled_as_reference(run, strategy, base):
     options = ("--steps=4", "--beta=0.5", "--lora", *base)

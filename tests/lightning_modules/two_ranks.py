@@ -10,8 +10,8 @@ from lightning import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_modules.callbacks import HFExport
-from lightning_modules.functional.policy_losses import LossSettings
-from lightning_modules.policy.adapters import LoraSettings
+from lightning_modules.functional.policy_losses import LossConfig
+from lightning_modules.policy.adapters import AdapterConfig
 from lightning_modules.training.strategies import FSDP2Strategy
 from tests.lightning_modules.module_runs import data_module, grpo_module, sft_module, trainer
 
@@ -31,7 +31,7 @@ def parse(arguments):
     parser.add_argument("--beta", type=float, default=0.0)
     parser.add_argument("--sync", type=int, help="reference_sync_steps")
     parser.add_argument("--lora", action="store_true")
-    parser.add_argument("--quantisation")
+    parser.add_argument("--quantization")
     parser.add_argument("--freeze", nargs="*", default=[])
     parser.add_argument("--resume", help="checkpoint")
     parser.add_argument("--in_file_order", action="store_true")
@@ -51,10 +51,10 @@ def strategy_of(name):
 def module_of(given):
     if given.stage == "sft":
         return sft_module(given.model, freeze=given.freeze)
-    settings = LossSettings(beta=given.beta)
-    options = {"loss": given.loss, "loss_settings": settings, "freeze": given.freeze}
-    options |= {"reference_sync_steps": given.sync, "lora": LoraSettings(r=4) if given.lora else None}
-    options |= {"quantisation": given.quantisation}
+    settings = LossConfig(beta=given.beta)
+    options = {"loss": given.loss, "loss_config": settings, "freeze": given.freeze}
+    options |= {"reference_sync_steps": given.sync, "lora": AdapterConfig(r=4) if given.lora else None}
+    options |= {"quantization": given.quantization}
     return grpo_module(given.model, micro_batch_groups=1, advantage_scale="batch", **options)
 
 

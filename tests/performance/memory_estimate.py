@@ -29,12 +29,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from datamodules.collate import PromptCollator, SFTCollator, SFTSample
-from lightning_modules.functional.policy_losses import LossSettings
+from lightning_modules.functional.policy_losses import LossConfig
 from lightning_modules.grpo_module import GRPOModule
 from lightning_modules.memory.estimate import estimate
 from lightning_modules.memory.run import architecture, count_parts, setup_of
 from lightning_modules.memory.sizes import Workload
-from lightning_modules.policy.adapters import LoraSettings, add_adapters
+from lightning_modules.policy.adapters import AdapterConfig, add_adapters
 from lightning_modules.policy.policy import Policy
 from lightning_modules.policy.trainable import freeze_parts
 from lightning_modules.policy_module import PolicyModule
@@ -211,7 +211,7 @@ def _module(case: Case) -> PolicyModule:
     shared = {
         "model_name_or_path": "random",
         "gradient_checkpointing": case.checkpointing,
-        "lora": LoraSettings() if case.lora else None,
+        "lora": AdapterConfig() if case.lora else None,
         "optimizer": OptimizerConfig(learning_rate=1e-4, schedule="constant"),
     }
     if case.stage == "sft":
@@ -220,7 +220,7 @@ def _module(case: Case) -> PolicyModule:
         rewards=[RisingReward()],
         group_size=case.group_size,
         sampling=SamplingConfig(max_new_tokens=case.completion_tokens),
-        loss_settings=LossSettings(beta=case.beta),
+        loss_config=LossConfig(beta=case.beta),
         micro_batch_groups=case.micro_prompts,
         **shared,
     )
@@ -230,7 +230,7 @@ def _policy(case: Case) -> Policy:
     policy = build_models(case.model_size, "cpu", torch.float32, gradient_checkpointing=case.checkpointing).policy
     freeze_parts(policy.family.parts(policy.model), (), adapters=case.lora)
     if case.lora:
-        add_adapters(policy.model, policy.family.language_model(policy.model), LoraSettings())
+        add_adapters(policy.model, policy.family.language_model(policy.model), AdapterConfig())
     return policy
 
 

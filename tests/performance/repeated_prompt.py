@@ -1,7 +1,7 @@
 """The usual way to train and sample a GRPO group: G rows [prompt | completion], right-padded, on the stock model.
 
 It is kinder than the published code in three ways: logits are computed for completion positions only, the pixels are
-normalised in advance, and positions are given instead of computed. No attention mask is passed in training, as in the
+normalized in advance, and positions are given instead of computed. No attention mask is passed in training, as in the
 published code: causality alone hides right padding.
 
 Shapes: G completions, P prompt tokens, C completion tokens (longest), L = P + C, H hidden size, V vocabulary.
@@ -35,7 +35,7 @@ class RepeatedGroup:
     """bool [G, C]: real completion tokens."""
     prompt_tokens: int
     pixels: Tensor
-    """[N, D], normalised."""
+    """[N, D], normalized."""
     grid_thw: Tensor
     """int64 [1, 3]."""
 
@@ -57,12 +57,12 @@ def repeated_group(models: Models, prompt: EncodedPrompt, completions: Sequence[
         position_ids=positions.expand(-1, count, -1).to(device),
         mask=mask.to(device),
         prompt_tokens=start,
-        pixels=_normalised(prompt.vision, models).to(device=device, dtype=dtype),
+        pixels=_normalized(prompt.vision, models).to(device=device, dtype=dtype),
         grid_thw=prompt.vision.grid_thw.to(device),
     )
 
 
-def _normalised(vision: VisionInput, models: Models) -> Tensor:
+def _normalized(vision: VisionInput, models: Models) -> Tensor:
     return (vision.patches.float() / 255 - models.policy.family.image_mean[0]) / models.policy.family.image_std[0]
 
 

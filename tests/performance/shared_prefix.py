@@ -16,7 +16,7 @@ backward of all parameters, vision tower included), `logprobs` (hidden states to
 (rollout and update).
 
 Methods take turns within each repeat and medians are compared. Seconds are the process's user time on a CPU (page
-faults left out, which would favour `ours`) and wall time on a GPU. Memory is the peak beyond weights, gradients and
+faults left out, which would favor `ours`) and wall time on a GPU. Memory is the peak beyond weights, gradients and
 inputs: on a CPU the resident high-water mark of a fresh process per number, on a GPU the allocator's. `floor_seconds`
 of an update is the arithmetic that this method cannot do without at the measured speed of a large matrix product.
 """

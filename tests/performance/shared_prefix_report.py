@@ -103,9 +103,9 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
 
 
 def _draw(axes: Any, rows: Sequence[Row], varied: str, quantity: str) -> None:
-    for method, colour in (("repeated", "tab:gray"), ("ours", "tab:blue")):
+    for method, color in (("repeated", "tab:gray"), ("ours", "tab:blue")):
         points = sorted((row[varied], row[quantity]) for row in rows if row["method"] == method)
-        axes.plot(*zip(*points, strict=True), marker="o", color=colour, label=method)
+        axes.plot(*zip(*points, strict=True), marker="o", color=color, label=method)
     ticks = sorted({row[varied] for row in rows})
     axes.set(xscale="log", yscale="log", xticks=ticks, xticklabels=ticks)
     axes.minorticks_off()

@@ -7,7 +7,7 @@ resize them), one decoder thread, one torch thread, one process. Readers take tu
 compared. `seconds` is process CPU time, which other work on the machine disturbs least; wall time stands beside it.
 
 Frames are checked against a full sequential decode. A frame is wrong when it carries another number than the true one;
-colour conversion may differ between FFmpeg builds. For PyAV, which is also the truth's decoder, every pixel must agree.
+color conversion may differ between FFmpeg builds. For PyAV, which is also the truth's decoder, every pixel must agree.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from rewards.accuracy import accuracy_reward
 from rewards.answer_format import wrap_answer
 from rewards.registry import REWARDS
 from rewards.suite import RewardSuite
-from rewards.suite_settings import SuiteSettings
+from rewards.suite_config import SuiteConfig
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
 SNIPPETS = [text for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if "my_rewards" not in text]
@@ -23,7 +23,7 @@ def built_suite(snippet):
     arguments = yaml.safe_load(snippet)["model"]["init_args"]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--rewards", type=list[Reward])
-    parser.add_argument("--suite", type=SuiteSettings, default=SuiteSettings())
+    parser.add_argument("--suite", type=SuiteConfig, default=SuiteConfig())
     known = {name: value for name, value in arguments.items() if name in ("rewards", "suite")}
     built = parser.instantiate_classes(parser.parse_object(known))
     return RewardSuite(built.rewards, built.suite)
@@ -36,14 +36,14 @@ def test_every_snippet_builds_a_suite_that_scores(snippet, make_group):
     assert set(breakdown.components) == set(suite.rewards)
 
 
-def test_the_snippets_show_weights_gates_routing_normalisation_truncation_and_parsing():
+def test_the_snippets_show_weights_gates_routing_normalization_truncation_and_parsing():
     suites = [built_suite(snippet) for snippet in SNIPPETS]
     rewards = [reward for suite in suites for reward in suite.rewards.values()]
     assert {reward.weight for reward in rewards} >= {0.5, 1.0}
     assert "format" in {reward.gate for reward in rewards}
     assert {frozenset({"numerical", "regression"})} <= {reward.problem_types for reward in rewards}
-    assert ("per_reward", "penalise", 0.5) in {
-        (suite.settings.normalisation, suite.settings.truncation, suite.settings.truncation_penalty) for suite in suites
+    assert ("per_reward", "penalize", 0.5) in {
+        (suite.settings.normalization, suite.settings.truncation, suite.settings.truncation_penalty) for suite in suites
     }
     assert "tolerant" in {getattr(reward, "parsing", "strict") for reward in rewards}
 

@@ -242,12 +242,12 @@ def test_the_code_variant_compares_an_empty_text(siglip, group):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
-def test_colours_reach_the_image_tower_as_they_are(siglip, dtype):
+def test_colors_reach_the_image_tower_as_they_are(siglip, dtype):
     encoder = ImageTextEncoder(siglip)
-    colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 100, 50]])
-    frames = colours[:, :, None, None].expand(-1, -1, 20, 24).to(dtype)
+    colors = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 100, 50]])
+    frames = colors[:, :, None, None].expand(-1, -1, 20, 24).to(dtype)
     pixels = encoder.image_inputs(list(as_bytes(frames)))["pixel_values"]
-    # SigLIP's normalisation is (v / 255 - 0.5) / 0.5 = (2v - 255) / 255: 200 gives 145 / 255, 100 gives -55 / 255.
+    # SigLIP's normalization is (v / 255 - 0.5) / 0.5 = (2v - 255) / 255: 200 gives 145 / 255, 100 gives -55 / 255.
     expected = torch.tensor([[1, -1, -1], [-1, 1, -1], [-1, -1, 1], [145 / 255, -55 / 255, -155 / 255]])
     torch.testing.assert_close(pixels, expected[:, :, None, None].expand(-1, -1, 16, 16), atol=1e-6, rtol=0)
 

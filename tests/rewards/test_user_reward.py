@@ -37,7 +37,7 @@ def run_options(user_folder, tiny_folder, mixed_data):
     (user_folder / "small.yaml").write_text(
         f"model: {{init_args: {{model_name_or_path: {tiny_folder}, sampling: {{max_new_tokens: 6}}}}}}\n"
         f"data: {{init_args: {{data_root: {mixed_data.parent}, train_files: [{mixed_data}], num_workers: 0, "
-        f"train_profile: {json.dumps(PROFILE)}}}}}\n"
+        f"train_frames: {json.dumps(PROFILE)}}}}}\n"
         f"trainer: {{fast_dev_run: true, default_root_dir: {user_folder}, enable_progress_bar: false, "
         "enable_model_summary: false}\n"
     )

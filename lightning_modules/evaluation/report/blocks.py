@@ -67,7 +67,7 @@ class ChartRow:
     """One bar, or one dot for a difference."""
 
     label: str
-    """Neighbouring rows of one label form a group."""
+    """Neighboring rows of one label form a group."""
     series: str
     score: Score
     mark: float | None = None

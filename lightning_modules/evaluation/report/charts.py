@@ -1,4 +1,4 @@
-"""Bars and dots with intervals as inline SVG; colours come from the page's style sheet, so they follow its theme."""
+"""Bars and dots with intervals as inline SVG; colors come from the page's style sheet, so they follow its theme."""
 
 from __future__ import annotations
 

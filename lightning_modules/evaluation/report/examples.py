@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 from datamodules.evaluation.benchmarks import BENCHMARKS
 from datamodules.media import read_media
 from datamodules.types import VideoRecord
-from datamodules.video.frame_sampling import SamplingProfile
+from datamodules.video.frame_sampling import FrameConfig
 from datamodules.video.video_reader import ReaderName
 from lightning_modules.evaluation.report.run_folder import EvaluationRun
 from lightning_modules.pictures.film_strip import film_strip
@@ -76,7 +76,7 @@ def make_examples(
         ValueError: the manifest's frame settings are none of this version.
     """
     settings = run.manifest["identity"]["settings"]
-    profile, reader = SamplingProfile(**settings["frames"]), settings["reader"]
+    profile, reader = FrameConfig(**settings["frames"]), settings["reader"]
     examples = []
     for benchmark, predictions in run.predictions.items():
         others = {item.problem_id: item for item in other.predictions.get(benchmark, ())} if other else {}
@@ -155,7 +155,7 @@ def _dealt(items: Sequence[Item], key: Callable[[Item], Hashable]) -> list[Item]
 
 
 def _strip(
-    prediction: Prediction, data_root: Path | None, profile: SamplingProfile, reader: ReaderName
+    prediction: Prediction, data_root: Path | None, profile: FrameConfig, reader: ReaderName
 ) -> tuple[Strip | None, str]:
     if prediction.path is None:
         return None, "A question without media."

@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 def data_module(model, root, **options):
-    arguments = {"eval_profile": SMALL_PROFILE, "prompt": DEMO_TEMPLATE, "num_workers": 0, **options}
+    arguments = {"eval_frames": SMALL_PROFILE, "prompt": DEMO_TEMPLATE, "num_workers": 0, **options}
     return BenchmarkDataModule(model_name_or_path=str(model), data_root=str(root), **arguments)
 
 
@@ -141,7 +141,7 @@ def test_check_data_finds_the_faults_of_benchmark_files(
             "init_args": {
                 "benchmarks": ["videommmu", "mvbench", "videomme"],
                 "data_root": str(root),
-                "eval_profile": {"num_frames": 4, "min_pixels": 784, "max_pixels": 3136},
+                "eval_frames": {"num_frames": 4, "min_pixels": 784, "max_pixels": 3136},
             }
         },
     }
@@ -179,5 +179,5 @@ def test_the_configurations_differ_in_nothing_but_their_benchmarks(name):
 def test_the_configurations_have_the_published_frames_and_decoding():
     tree = yaml.safe_load((CONFIGS / "eval" / "all.yaml").read_text())
     assert tree["model"]["init_args"]["evaluation"] == {"max_new_tokens": 1024, "temperature": 0.01, "top_p": 0.001}
-    profile = tree["data"]["init_args"]["eval_profile"]
+    profile = tree["data"]["init_args"]["eval_frames"]
     assert (profile["num_frames"], profile["min_pixels"], profile["max_pixels"]) == (32, 256 * 28 * 28, 256 * 28 * 28)

@@ -18,13 +18,13 @@ from datamodules.evaluation.converters import (
 from datamodules.media import read_media
 from datamodules.prompts import PromptTemplate
 from datamodules.records import RecordFile, scan
-from datamodules.video.frame_sampling import SamplingProfile
+from datamodules.video.frame_sampling import FrameConfig
 from rewards.accuracy import AccuracyReward
 from rewards.evaluation.metrics import BREAKDOWNS
 from rewards.suite import RewardSuite
 from tests.datamodules.evaluation.benchmark_samples import SECONDS, BenchmarkSample, write_benchmark_sample
 
-PROFILE = SamplingProfile(num_frames=4, min_pixels=28 * 28, max_pixels=56 * 56)
+PROFILE = FrameConfig(num_frames=4, min_pixels=28 * 28, max_pixels=56 * 56)
 PER_FILE = {
     "vsibench": lambda key, rows: convert_vsibench(rows),
     "videommmu": lambda key, rows: convert_videommmu(rows, key),

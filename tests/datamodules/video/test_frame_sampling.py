@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.video.frame_sampling import EVAL, TRAIN, SamplingProfile, plan_frames, plan_image_size
+from datamodules.video.frame_sampling import EVAL, TRAIN, FrameConfig, plan_frames, plan_image_size
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "frame_sampling.json").read_text())["rows"]
 PROFILES = {"train": TRAIN, "eval": EVAL}
@@ -39,7 +39,7 @@ def test_every_reference_error_is_accounted_for() -> None:
 
 
 @pytest.mark.parametrize("profile", [TRAIN, EVAL])
-def test_one_frame_fills_one_temporal_patch(profile: SamplingProfile) -> None:
+def test_one_frame_fills_one_temporal_patch(profile: FrameConfig) -> None:
     plan = plan_frames(1, 30, 100, 100, profile)
     assert plan.indices == (0, 0)
     # One temporal patch lasts 2 / sample_fps seconds; the clip lasts 1 / 30 s, so sample_fps = 60.
@@ -91,7 +91,7 @@ def test_temporal_patches_of_another_size() -> None:
 )
 def test_profile_says_what_is_wrong(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SamplingProfile(**values)
+        FrameConfig(**values)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ import torch
 from datamodules.checks.data_check import check_data
 from datamodules.media import read_media
 from datamodules.records import RecordFile, scan
-from datamodules.video.frame_sampling import SamplingProfile, frame_indices, plan_frames
+from datamodules.video.frame_sampling import FrameConfig, frame_indices, plan_frames
 from datamodules.video.time_range import time_range
 from datamodules.video.video_reader import TimeRangeError, VideoReadError, probe_video, read_video, resize
 from tests.performance.video_cases import VideoCase, frame_number, write_case
 
-PROFILE = SamplingProfile(num_frames=8, min_pixels=28 * 28, max_pixels=64 * 96)
+PROFILE = FrameConfig(num_frames=8, min_pixels=28 * 28, max_pixels=64 * 96)
 PLAIN = VideoCase(name="plain", width=96, height=64, frames=100)
 """100 frames at 30 per second: 3.333 s."""
 VARIABLE = replace(PLAIN, name="variable rate", variable_rate=True, gop=30)

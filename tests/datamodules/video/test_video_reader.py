@@ -13,14 +13,14 @@ import torch
 from av.video.stream import VideoStream
 from PIL import Image
 
-from datamodules.video.frame_sampling import SamplingProfile, frame_indices, plan_frames
+from datamodules.video.frame_sampling import FrameConfig, frame_indices, plan_frames
 from datamodules.video.packet_index import PacketEntry, PacketIndex, Run
 from datamodules.video.pyav_reader import CountedVideo, IndexedVideo, IndexMismatch
 from datamodules.video.video_file import upright
 from datamodules.video.video_reader import READERS, VideoReadError, probe_video, read_image, read_video, resize
 from tests.performance.video_cases import VideoCase, frame_number, full_decode, write_case
 
-PROFILE = SamplingProfile(num_frames=16, min_pixels=28 * 28, max_pixels=64 * 96)
+PROFILE = FrameConfig(num_frames=16, min_pixels=28 * 28, max_pixels=64 * 96)
 PLAIN = VideoCase(name="plain", width=96, height=64, frames=100)
 INDEXED = (
     PLAIN,

@@ -50,7 +50,7 @@ def scored_rollouts(groups: int, name: str) -> RolloutSample:
 
 
 class Sampler(pl.LightningModule):
-    """Manual optimisation with `steps_per_batch` optimizer steps for each rollout of three groups."""
+    """Manual optimization with `steps_per_batch` optimizer steps for each rollout of three groups."""
 
     def __init__(self, steps_per_batch: int = 1, samples_in_validation: bool = True) -> None:
         super().__init__()

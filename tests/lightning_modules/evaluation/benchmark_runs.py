@@ -22,7 +22,7 @@ def benchmark_data_module(model: Path, root: Path, **options: Any) -> BenchmarkD
     arguments = {
         "benchmarks": list(BENCHMARKS),
         "eval_batch_size": 3,  # four questions a benchmark: a batch of three and one of one
-        "eval_profile": SMALL_PROFILE,
+        "eval_frames": SMALL_PROFILE,
         "prompt": DEMO_TEMPLATE,
         "num_workers": 0,
         **options,

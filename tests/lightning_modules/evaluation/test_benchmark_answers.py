@@ -58,7 +58,7 @@ def test_text_and_image_items_are_answered_beside_videos(tiny_folder, benchmark_
     assert rows[1].failure is None
 
 
-def test_an_answer_does_not_depend_on_a_failed_neighbour(tiny_folder, benchmark_data, records, tmp_path):
+def test_an_answer_does_not_depend_on_a_failed_neighbor(tiny_folder, benchmark_data, records, tmp_path):
     """Its seed is its own: the failed item takes none away."""
     whole = rows_of(tiny_folder, benchmark_data, records, tmp_path)
     records[1]["path"] = "./missing.mp4"

@@ -62,7 +62,7 @@ def command_line(folder):
         "--model.evaluation.max_new_tokens=6",
         f"--data.data_root={folder / 'data'}",
         "--data.num_workers=0",
-        "--data.eval_profile={num_frames: 4, min_pixels: 784, max_pixels: 3136}",
+        "--data.eval_frames={num_frames: 4, min_pixels: 784, max_pixels: 3136}",
         "--data.prompt={class_path: datamodules.prompts.PromptTemplate, init_args: {instruction: Look twice.}}",
         f"--trainer.default_root_dir={folder / 'run'}",
         *(f"--trainer.{name}=false" for name in quiet),
@@ -121,7 +121,7 @@ def test_a_replay_from_other_folders_gives_the_same_bytes(own, capsys):
     ],
 )
 def test_a_replay_refuses_what_would_change_the_scores(own, capsys, change, line):
-    options = {"frames": ["--data.eval_profile.num_frames=2"], "seed": ["--seed_everything=1"]}.get(change, [])
+    options = {"frames": ["--data.eval_frames.num_frames=2"], "seed": ["--seed_everything=1"]}.get(change, [])
     if change == "weights":
         path = own / "model" / "model.safetensors"
         raw = bytearray(path.read_bytes())

@@ -155,7 +155,7 @@ def command_line(model: Path, data: Path, output: Path, *options: str) -> list[s
         f"--data.data_root={data}",
         "--data.eval_batch_size=3",
         "--data.num_workers=1",
-        "--data.eval_profile={num_frames: 4, min_pixels: 784, max_pixels: 3136}",
+        "--data.eval_frames={num_frames: 4, min_pixels: 784, max_pixels: 3136}",
         f"--trainer.default_root_dir={output}",
         "--trainer.enable_progress_bar=false",
         "--trainer.logger=false",

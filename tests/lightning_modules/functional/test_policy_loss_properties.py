@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lightning_modules.functional.masking import length_mask
-from lightning_modules.functional.policy_losses import LOSSES, LossInputs, LossSettings, count_batch
+from lightning_modules.functional.policy_losses import LOSSES, LossConfig, LossInputs, count_batch
 
-SETTINGS = LossSettings(beta=0.1, clip_low=0.15, clip_high=0.3, delta=1.6)
+SETTINGS = LossConfig(beta=0.1, clip_low=0.15, clip_high=0.3, delta=1.6)
 SEEDS = range(8)
 GLOBAL = [name for name in LOSSES if name != "bnpo"]
 
@@ -53,7 +53,7 @@ def part_of(batch, rows):
     )
 
 
-def normalised(name, batch, counts):
+def normalized(name, batch, counts):
     return replace(batch, denominator=LOSSES[name].denominator(counts))
 
 
@@ -65,14 +65,14 @@ def loss_and_gradient(name, batch):
 
 
 def whole(name, batch):
-    return loss_and_gradient(name, normalised(name, batch, count_batch([batch.mask], max_new_tokens=limit_of(batch))))
+    return loss_and_gradient(name, normalized(name, batch, count_batch([batch.mask], max_new_tokens=limit_of(batch))))
 
 
 def accumulated(name, batch, splits, counts):
     """Sum of losses, and the gradient put back into the shape of the batch, over micro-batches `splits` of rows."""
     total, gradient = torch.zeros((), dtype=torch.float64), torch.zeros_like(batch.logprobs)
     for rows in splits:
-        loss, part = loss_and_gradient(name, normalised(name, part_of(batch, rows), counts))
+        loss, part = loss_and_gradient(name, normalized(name, part_of(batch, rows), counts))
         total += loss
         gradient[rows, : part.shape[1]] = part
     return total, gradient
@@ -194,7 +194,7 @@ def test_a_masked_completion_counts_as_if_it_were_not_there(name):
         loss, gradient = whole(name, replace(batch, mask=batch.mask & keep[:, None]))
         # The limit is that of the whole batch, since removing rows may narrow the rest.
         counts = count_batch([batch.mask[kept]], max_new_tokens=limit_of(batch))
-        expected_loss, expected_gradient = loss_and_gradient(name, normalised(name, part_of(batch, kept), counts))
+        expected_loss, expected_gradient = loss_and_gradient(name, normalized(name, part_of(batch, kept), counts))
         torch.testing.assert_close(loss, expected_loss, rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(gradient[kept, : expected_gradient.shape[1]], expected_gradient)
         assert not gradient[~keep].any()
@@ -242,7 +242,7 @@ def test_equal_lengths_make_grpo_a_token_mean():
         # Completions as long as allowed use up Dr. GRPO's budget.
         counts = count_batch([batch.mask], max_new_tokens=batch.mask.shape[1])
         torch.testing.assert_close(
-            loss_and_gradient("dr_grpo", normalised("dr_grpo", batch, counts)), whole("dapo", batch)
+            loss_and_gradient("dr_grpo", normalized("dr_grpo", batch, counts)), whole("dapo", batch)
         )
 
 

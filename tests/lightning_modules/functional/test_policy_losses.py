@@ -8,8 +8,8 @@ import torch
 from lightning_modules.functional.masking import length_mask, masked_mean, masked_row_mean
 from lightning_modules.functional.policy_losses import (
     LOSSES,
+    LossConfig,
     LossInputs,
-    LossSettings,
     count_batch,
     find_loss,
     k3_divergence,
@@ -32,7 +32,7 @@ def run(name, ratios, advantages, reference=None, mask=MASK, **settings):
         mask=mask,
         denominator=LOSSES[name].denominator(count_batch([mask], max_new_tokens=MAX_NEW_TOKENS)),
     )
-    output = LOSSES[name](inputs, LossSettings(**{"beta": 0.0, **settings}))
+    output = LOSSES[name](inputs, LossConfig(**{"beta": 0.0, **settings}))
     output.loss.backward()
     return output, logprobs.grad
 
@@ -184,20 +184,20 @@ def test_clip_fraction_counts_tokens_without_gradient():
 )
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
-        LossSettings(**settings)
+        LossConfig(**settings)
 
 
 def test_unknown_loss_is_refused():
     with pytest.raises(ValueError, match="'ppo'; there are 'grpo', 'dr_grpo', 'dapo', 'bnpo', 'gspo', 'cispo'"):
-        find_loss("ppo", LossSettings())
+        find_loss("ppo", LossConfig())
 
 
 def test_delta_is_refused_where_it_would_do_nothing():
-    settings = LossSettings(delta=2.0)
-    with pytest.raises(ValueError, match=r"'cispo' and model\.loss_settings\.delta is 2\.0"):
+    settings = LossConfig(delta=2.0)
+    with pytest.raises(ValueError, match=r"'cispo' and model\.loss_config\.delta is 2\.0"):
         find_loss("cispo", settings)
     assert find_loss("dapo", settings) is LOSSES["dapo"]
-    assert find_loss("cispo", LossSettings()) is LOSSES["cispo"]
+    assert find_loss("cispo", LossConfig()) is LOSSES["cispo"]
 
 
 @pytest.mark.parametrize("name", LOSSES)

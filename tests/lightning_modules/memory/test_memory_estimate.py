@@ -14,7 +14,7 @@ from lightning_modules.memory.estimate import estimate, head_bytes, rollout_byte
 from lightning_modules.memory.report import FrameLimit, check_memory, frame_limit
 from lightning_modules.memory.run import architecture, count_parts, model_config, setup_of
 from lightning_modules.memory.sizes import Setup, Workload
-from lightning_modules.policy.adapters import LoraSettings
+from lightning_modules.policy.adapters import AdapterConfig
 from rewards import AccuracyReward
 from tests.performance import memory_estimate
 from tests.performance.measure import MEBIBYTE, in_fresh_process, resident_peak_mib
@@ -175,8 +175,8 @@ def test_resident_memory_is_divided_by_the_ranks_that_share_it():
 
 
 def test_adapters_leave_little_to_optimize_and_need_no_second_copy():
-    settings = LoraSettings(r=8, target_modules=("q_proj", "v_proj"))
-    module = grpo_module(lora=settings, quantisation="nf4")
+    settings = AdapterConfig(r=8, target_modules=("q_proj", "v_proj"))
+    module = grpo_module(lora=settings, quantization="nf4")
     parts = {part.name: part for part in count_parts(module, model_config(SEVEN), CPU)}
     # Per layer A [8, 3584] and B [3584, 8] of q, A [8, 3584] and B [512, 8] of v.
     assert parts["adapters"].trainable == 28 * 8 * (3584 + 3584 + 3584 + 512)
@@ -189,7 +189,7 @@ def test_adapters_leave_little_to_optimize_and_need_no_second_copy():
     assert (setup.weight_bytes, setup.trained_bytes, setup.optimizer_bytes) == (2, 4, 8)
     (adapters,) = (part for part in count_parts(half, model_config(SEVEN), setup) if part.name == "adapters")
     assert adapters.bytes_each == 4
-    assert setup_of(grpo_module(), {}, None).reference == (grpo_module().loss_settings.beta > 0)
+    assert setup_of(grpo_module(), {}, None).reference == (grpo_module().loss_config.beta > 0)
 
 
 def test_frozen_parts_have_no_gradients_and_a_frozen_tower_no_activations():
@@ -252,7 +252,7 @@ def test_the_reported_limit_is_where_the_memory_ends(tiny_folder):
     limit = check_memory(module, data, **options).limit
     assert limit.frames and not limit.by_prompt
     for frames, fits in ((limit.frames, True), (limit.frames + 2, False)):
-        data.train_profile = replace(data.train_profile, num_frames=frames)
+        data.train_frames = replace(data.train_frames, num_frames=frames)
         report = check_memory(module, data, **options)
         assert report.ok is fits
         assert f"{frames} frames {'fit' if fits else 'do not fit'} a GPU of 1 GiB" in report.render()

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
-from lightning_modules.policy.adapters import LoraSettings, adapter_parameters
+from lightning_modules.policy.adapters import AdapterConfig, adapter_parameters
 from lightning_modules.policy.export import write_pretrained
 from lightning_modules.policy.loading import load_policy
 
 IDS = torch.arange(20, 60).view(2, 20)
-LORA = LoraSettings(r=4, alpha=8)
+LORA = AdapterConfig(r=4, alpha=8)
 
 
 def logits(model):
@@ -68,8 +68,8 @@ def test_kept_adapters_load_onto_their_base(tiny_folder, tmp_path):
     assert Path(json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"]) == tiny_folder
 
 
-def test_adapters_of_a_quantised_base_merge_into_the_weights_it_was_made_from(tiny_folder, tmp_path):
-    policy = with_adapters(tiny_folder, quantisation="nf4")
+def test_adapters_of_a_quantized_base_merge_into_the_weights_it_was_made_from(tiny_folder, tmp_path):
+    policy = with_adapters(tiny_folder, quantization="nf4")
     write_pretrained(policy, tmp_path)
     exported = reloaded(tmp_path)
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())

@@ -174,7 +174,7 @@ def media_arguments(policy, prompt):
     if prompt.vision is None:
         return {}
     kind = "video" if prompt.record.data_type == "video" else "image"
-    pixels = policy.family._normalised(prompt.vision.patches, policy.model.model.visual)
+    pixels = policy.family._normalized(prompt.vision.patches, policy.model.model.visual)
     names = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}[kind]
     return dict(zip(names, (pixels, prompt.vision.grid_thw), strict=True))
 

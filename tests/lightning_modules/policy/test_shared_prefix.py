@@ -10,7 +10,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 from datamodules.collate import IGNORED_LABEL
 from datamodules.encoding import join_vision
 from datamodules.types import SFTBatch
-from lightning_modules.functional.policy_losses import LOSSES, LossInputs, LossSettings, count_batch
+from lightning_modules.functional.policy_losses import LOSSES, LossConfig, LossInputs, count_batch
 from lightning_modules.policy.shared_prefix import PADDING_WASTE, _buckets, pack_index
 
 LENGTHS = [[1, 4, 17, 9], [6, 6, 6, 6], [2, 30, 1, 3]]
@@ -115,7 +115,7 @@ def test_adapters_get_the_same_gradients(tiny_policy64, mixed_prompts, checkpoin
         assert relative_error(gradient, expected_gradients[name]) <= 1e-6, name
 
 
-def test_a_prompt_is_not_influenced_by_its_neighbours(tiny_policy64, mixed_prompts):
+def test_a_prompt_is_not_influenced_by_its_neighbors(tiny_policy64, mixed_prompts):
     completions = random_completions(torch.Generator().manual_seed(0), 384)
     with torch.no_grad():
         batch = tiny_policy64.pack(mixed_prompts[:3], completions)
@@ -179,7 +179,7 @@ def test_every_loss_has_the_gradient_of_the_repeated_prompt_forward(tiny_policy6
                 mask=batch.mask,
                 denominator=LOSSES[loss].denominator(counts),
             ),
-            LossSettings(),
+            LossConfig(),
         )
         tiny_policy64.zero_grad(set_to_none=True)
         output.loss.backward()

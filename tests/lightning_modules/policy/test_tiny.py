@@ -9,7 +9,7 @@ import torch
 
 from datamodules.synthetic.dataset import corpus, questions
 from datamodules.synthetic.scene import render
-from lightning_modules.policy.tiny import SPECIAL_TOKENS, TinySpec, build_model, build_tokenizer, write_tiny_model
+from lightning_modules.policy.tiny import SPECIAL_TOKENS, TinyConfig, build_model, build_tokenizer, write_tiny_model
 
 QUESTION = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Which color appears first?"}]}]
 
@@ -68,7 +68,7 @@ def test_reload_gives_identical_weights_and_the_real_classes(model, processor, t
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
     assert type(model) is Qwen2_5_VLForConditionalGeneration and type(processor) is Qwen2_5_VLProcessor
-    assert same_weights(model, build_model(TinySpec(), tokenizer, seed=0))
+    assert same_weights(model, build_model(TinyConfig(), tokenizer, seed=0))
     assert model.dtype == torch.float32
 
 
@@ -76,14 +76,14 @@ def test_seed_decides_the_weights_and_nothing_else(tokenizer):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    first, second, other = (build_model(TinySpec(), tokenizer, seed=seed) for seed in (1, 1, 2))
+    first, second, other = (build_model(TinyConfig(), tokenizer, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.rand(3), expected)
     assert same_weights(first, second)
     assert not same_weights(first, other)
 
 
 def test_initial_weights_have_the_stated_spread(tokenizer):
-    model = build_model(TinySpec(initializer_range=0.1), tokenizer, seed=0).model
+    model = build_model(TinyConfig(initializer_range=0.1), tokenizer, seed=0).model
     for weight in (
         model.language_model.embed_tokens.weight,
         model.language_model.layers[1].mlp.up_proj.weight,
@@ -185,7 +185,7 @@ def test_the_answer_depends_on_the_video(batch, model):
 def test_other_sizes(tmp_path, batch):
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    spec = TinySpec(
+    spec = TinyConfig(
         vocab_size=300,
         num_heads=2,
         num_kv_heads=1,
@@ -228,7 +228,7 @@ def test_same_arguments_keep_the_folder_and_another_seed_replaces_it(tmp_path):
 )
 def test_impossible_sizes_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
-        TinySpec(**sizes)
+        TinyConfig(**sizes)
 
 
 def test_too_little_text_for_the_vocabulary_is_refused():

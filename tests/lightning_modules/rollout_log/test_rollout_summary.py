@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 import cli
+from lightning_modules.rollout_log import stored_files
 from lightning_modules.rollout_log.plot import plot_rollouts
 from lightning_modules.rollout_log.stored_rows import as_table
-from lightning_modules.rollout_log.summary import summarise_rollouts
-from lightning_modules.rollouts import stored_files
+from lightning_modules.rollout_log.summary import summarize_rollouts
 
 
 def rows(step, group, kind, completions):
@@ -60,7 +60,7 @@ def folder(tmp_path) -> Path:
 @pytest.mark.parametrize("batch_rows", [1, 2, 3, 1024])
 def test_values_by_hand_whatever_is_read_at_a_time(folder, monkeypatch, batch_rows):
     monkeypatch.setattr(stored_files, "BATCH_ROWS", batch_rows)
-    summary = summarise_rollouts(folder)
+    summary = summarize_rollouts(folder)
     assert (summary.files, summary.score_names) == (2, ("total", "accuracy", "format"))
 
     choice, numerical, total = summary.types["multiple choice"], summary.types["numerical"], summary.total
@@ -93,13 +93,13 @@ def test_good_and_bad_are_the_halves_of_the_range_that_a_reward_took(tmp_path):
     raw = [(1.0, 0.25), (0.0, 0.2), (0.0, 0.4), (1.0, 0.4)]
     completions = [(5, False, {"accuracy": accuracy, "similarity": score}) for accuracy, score in raw]
     write(tmp_path / "r", "a.parquet", [rows(1, 0, "OCR", completions)])
-    np.testing.assert_allclose(summarise_rollouts(tmp_path / "r").disagreement, [[0, 1 / 4], [1 / 4, 0]])
+    np.testing.assert_allclose(summarize_rollouts(tmp_path / "r").disagreement, [[0, 1 / 4], [1 / 4, 0]])
 
 
 def test_a_reward_that_never_changes_has_no_opinion(tmp_path):
     completions = [(5, False, scored(accuracy, 0.1)) for accuracy in (1.0, 0.0, 1.0)]
     write(tmp_path / "r", "a.parquet", [rows(1, 0, "OCR", completions)])
-    summary = summarise_rollouts(tmp_path / "r")
+    summary = summarize_rollouts(tmp_path / "r")
     nan = math.nan
     np.testing.assert_array_equal(summary.disagreement, [[0, nan], [nan, nan]])
     np.testing.assert_allclose(summary.correlation, [[1, nan], [nan, nan]])
@@ -113,7 +113,7 @@ def test_files_of_a_run_whose_rewards_were_changed_are_read_together(tmp_path):
     )
     changed = [(5, False, {"accuracy": 1.0, "length": 0.0}), (5, False, {"accuracy": 0.0, "length": 1.0})]
     write(tmp_path / "r", "b.parquet", [rows(2, 0, "OCR", changed)])
-    summary = summarise_rollouts(tmp_path / "r")
+    summary = summarize_rollouts(tmp_path / "r")
     # length was asked about two completions only, and is 1 minus accuracy there.
     assert dict(zip(summary.score_names, summary.total.mean_scores, strict=True)) == {
         "total": (1 + 0 + 1 + 1) / 4, "accuracy": 1 / 2, "length": 1 / 2,
@@ -134,7 +134,7 @@ def test_little_is_held_at_a_time_and_groups_stay_whole(tmp_path, monkeypatch):
 
 
 def test_the_text_shows_the_numbers(folder):
-    text = summarise_rollouts(folder).render()
+    text = summarize_rollouts(folder).render()
     assert text.startswith("6 completions in 3 groups, steps 1 to 2, 2 files\n")
     shown = [line.split() for line in text.splitlines()]
     assert ["multiple", "choice", "4", "2", "50.0%", "25.0%", "25.0", "1.250", "0.750", "0.500"] in shown
@@ -145,11 +145,11 @@ def test_the_text_shows_the_numbers(folder):
 
 
 def test_the_picture_draws_what_was_found(folder, tmp_path):
-    summary = summarise_rollouts(folder)
+    summary = summarize_rollouts(folder)
     plot_rollouts(summary, tmp_path / "a.png")
     plot_rollouts(summary, tmp_path / "a.svg")
     picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).reshape(-1, 3)
-    # The colours of accuracy and format are there, that of a third reward is not.
+    # The colors of accuracy and format are there, that of a third reward is not.
     present = [(picture == color).all(axis=1).any() for color in ((26, 127, 69), (199, 119, 0), (47, 95, 179))]
     assert present == [True, True, False]
     assert sorted(path.name for path in tmp_path.glob("*a.*")) == ["a.png", "a.svg"]
@@ -157,7 +157,7 @@ def test_the_picture_draws_what_was_found(folder, tmp_path):
 
 def test_the_command_prints_and_draws(folder, capsys):
     assert cli.main(["check", "rewards", "--rollouts", str(folder)]) == 0
-    assert capsys.readouterr().out.startswith(summarise_rollouts(folder).render())
+    assert capsys.readouterr().out.startswith(summarize_rollouts(folder).render())
     assert Image.open(folder / "summary.png").width > 1000
 
 
@@ -168,16 +168,16 @@ def test_the_command_takes_one_source_only(folder, capsys):
 
 def test_what_cannot_be_summed_up_says_why(tmp_path):
     with pytest.raises(ValueError, match="absent is not a folder"):
-        summarise_rollouts(tmp_path / "absent")
+        summarize_rollouts(tmp_path / "absent")
     with pytest.raises(ValueError, match="holds no Parquet files"):
-        summarise_rollouts(tmp_path)
+        summarize_rollouts(tmp_path)
     path = tmp_path / "a.parquet"
     pq.write_table(as_table([]), path)
     with pytest.raises(ValueError, match="hold no rows"):
-        summarise_rollouts(tmp_path)
+        summarize_rollouts(tmp_path)
     pq.write_table(pyarrow.table({"step": [1], "group": ["a"]}), path)
     with pytest.raises(ValueError, match=r"a\.parquet is not a RolloutStore's: it has no column problem_type"):
-        summarise_rollouts(tmp_path)
+        summarize_rollouts(tmp_path)
     path.write_bytes(b"PAR0")
     with pytest.raises(ValueError, match=r"a\.parquet cannot be read as Parquet"):
-        summarise_rollouts(tmp_path)
+        summarize_rollouts(tmp_path)

@@ -50,7 +50,7 @@ class MergingTokenizer:
         return encoded
 
 
-def test_letters_that_merge_with_the_prefix_are_scored_as_they_are_tokenised(tiny_policy, mixed_prompts):
+def test_letters_that_merge_with_the_prefix_are_scored_as_they_are_tokenized(tiny_policy, mixed_prompts):
     tokenizer, prompt = tiny_policy.tokenizer, mixed_prompts[0]
     merged = tokenizer("C", add_special_tokens=False).input_ids[-1]  # stands for ">A"
     tiny_policy.processor.tokenizer = MergingTokenizer(tokenizer, merged)

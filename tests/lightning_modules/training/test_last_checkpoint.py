@@ -46,7 +46,7 @@ def test_a_second_start_with_last_goes_on(tiny_folder, mixed_data, tmp_path, mon
         f"--model.init_args.model_name_or_path={tiny_folder}",
         f"--data.init_args.data_root={mixed_data.parent}",
         f"--data.init_args.train_files=[{mixed_data}]",
-        f"--data.init_args.train_profile={small}",
+        f"--data.init_args.train_frames={small}",
         "--data.init_args.num_workers=0",
         f"--trainer.default_root_dir={tmp_path}",
         "--trainer.accumulate_grad_batches=1",

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.video.frame_sampling import SamplingProfile
+from datamodules.video.frame_sampling import FrameConfig
 from lightning_modules.evaluation.manifest import identity_hash
 from lightning_modules.evaluation.results import VERSION, as_text, benchmark_results
 from rewards.answer_format import wrap_answer, wrap_think
@@ -20,7 +20,7 @@ from rewards.evaluation.scoring import predicted_answer
 from tests.datamodules.evaluation.benchmark_samples import write_benchmark_sample
 
 PROTOCOLS = ("videorft", "official")
-PROFILE = SamplingProfile(num_frames=8, min_pixels=56 * 56, max_pixels=112 * 112)
+PROFILE = FrameConfig(num_frames=8, min_pixels=56 * 56, max_pixels=112 * 112)
 COLORS = ("red", "green", "blue", "yellow", "white")
 
 

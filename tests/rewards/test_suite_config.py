@@ -7,10 +7,10 @@ import torch
 from rewards import AccuracyReward, Reward
 from rewards.base import RewardError
 from rewards.suite import TRUNCATION, RewardSuite
-from rewards.suite_settings import SuiteSettings
+from rewards.suite_config import SuiteConfig
 from rewards.types import ProblemType
 
-PER_REWARD = SuiteSettings(normalisation="per_reward")
+PER_REWARD = SuiteConfig(normalization="per_reward")
 
 
 class Stated(Reward):
@@ -28,7 +28,7 @@ class Stated(Reward):
         return self.scores
 
 
-def test_per_reward_standardises_each_reward_within_its_group_before_the_weighted_sum(make_group):
+def test_per_reward_standardizes_each_reward_within_its_group_before_the_weighted_sum(make_group):
     suite = RewardSuite(
         [Stated([1.0, 2.0, 3.0], name="small", weight=2.0), Stated([20.0, 10.0, 0.0], name="large")], PER_REWARD
     )
@@ -42,12 +42,12 @@ def test_per_reward_standardises_each_reward_within_its_group_before_the_weighte
     assert breakdown.total.dtype == torch.float32
 
 
-def test_sum_then_normalise_leaves_the_scale_to_the_rewards(make_group):
+def test_sum_then_normalize_leaves_the_scale_to_the_rewards(make_group):
     suite = RewardSuite([Stated([1.0, 2.0, 3.0], name="small", weight=2.0), Stated([20.0, 10.0, 0.0], name="large")])
     assert suite.score([make_group("ABC")]).total.tolist() == [[22.0, 14.0, 6.0]]
 
 
-def test_groups_are_standardised_by_themselves_and_after_the_gate(make_group):
+def test_groups_are_standardized_by_themselves_and_after_the_gate(make_group):
     suite = RewardSuite([AccuracyReward(weight=0.0), Stated([2.0, 9.0, 4.0], gate="accuracy")], PER_REWARD)
     breakdown = suite.score([make_group("ABA"), make_group("BBB")])
     # The gate leaves 2, 0, 4: mean 2, standard deviation sqrt((0 + 4 + 4) / 2) = 2; and 0, 0, 0.
@@ -71,24 +71,24 @@ def test_truncated_completions_are_scored_as_they_are_by_default(make_group):
 
 
 def test_zero_takes_every_reward_from_truncated_completions(make_group):
-    suite = RewardSuite([Stated([2.0, 9.0, 4.0]), AccuracyReward()], SuiteSettings(truncation="zero"))
+    suite = RewardSuite([Stated([2.0, 9.0, 4.0]), AccuracyReward()], SuiteConfig(truncation="zero"))
     breakdown = suite.score([truncated_group(make_group)])
     assert breakdown.total.tolist() == [[3.0, 0.0, 5.0]]
     assert breakdown.components["stated"].tolist() == [[2.0, 9.0, 4.0]]
 
 
-def test_zero_comes_before_the_standardisation(make_group):
-    suite = RewardSuite([Stated([2.0, 9.0, 4.0])], SuiteSettings(normalisation="per_reward", truncation="zero"))
+def test_zero_comes_before_the_standardization(make_group):
+    suite = RewardSuite([Stated([2.0, 9.0, 4.0])], SuiteConfig(normalization="per_reward", truncation="zero"))
     scale = 2 / (2 + 1e-4)  # of 2, 0, 4
     assert suite.score([truncated_group(make_group)]).total.tolist() == [pytest.approx([0.0, -scale, scale])]
 
 
 @pytest.mark.parametrize(
-    ("normalisation", "kept"),
-    [("sum_then_normalise", [1.0, 2.0, 3.0]), ("per_reward", [-1 / 1.0001, 0.0, 1 / 1.0001])],
+    ("normalization", "kept"),
+    [("sum_then_normalize", [1.0, 2.0, 3.0]), ("per_reward", [-1 / 1.0001, 0.0, 1 / 1.0001])],
 )
-def test_the_penalty_comes_last_and_is_a_contribution_of_its_own(make_group, normalisation, kept):
-    settings = SuiteSettings(normalisation=normalisation, truncation="penalise", truncation_penalty=0.5)
+def test_the_penalty_comes_last_and_is_a_contribution_of_its_own(make_group, normalization, kept):
+    settings = SuiteConfig(normalization=normalization, truncation="penalize", truncation_penalty=0.5)
     breakdown = RewardSuite([Stated([1.0, 2.0, 3.0])], settings).score([truncated_group(make_group)])
     assert breakdown.contributions[TRUNCATION].tolist() == [[0.0, -0.5, 0.0]]
     assert breakdown.total.tolist() == [pytest.approx([kept[0], kept[1] - 0.5, kept[2]])]
@@ -99,20 +99,20 @@ def test_the_penalty_comes_last_and_is_a_contribution_of_its_own(make_group, nor
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"normalisation": "batch"}, "suite.normalisation is 'batch'; allowed are 'sum_then_normalise', 'per_reward'"),
-        ({"truncation": "drop"}, "suite.truncation is 'drop'; allowed are 'keep', 'zero', 'penalise'"),
-        ({"truncation": "penalise"}, "'penalise' and suite.truncation_penalty is None; set both"),
+        ({"normalization": "batch"}, "suite.normalization is 'batch'; allowed are 'sum_then_normalize', 'per_reward'"),
+        ({"truncation": "drop"}, "suite.truncation is 'drop'; allowed are 'keep', 'zero', 'penalize'"),
+        ({"truncation": "penalize"}, "'penalize' and suite.truncation_penalty is None; set both"),
         ({"truncation_penalty": 0.5}, "'keep' and suite.truncation_penalty is 0.5; set both"),
         ({"truncation": "zero", "truncation_penalty": 0.5}, "'zero' and suite.truncation_penalty is 0.5; set both"),
-        ({"truncation": "penalise", "truncation_penalty": 0.0}, "truncation_penalty is 0.0; .* above 0"),
-        ({"truncation": "penalise", "truncation_penalty": -1.0}, "truncation_penalty is -1.0; .* above 0"),
-        ({"truncation": "penalise", "truncation_penalty": math.nan}, "truncation_penalty is nan; .* above 0"),
-        ({"truncation": "penalise", "truncation_penalty": math.inf}, "truncation_penalty is inf; .* finite"),
+        ({"truncation": "penalize", "truncation_penalty": 0.0}, "truncation_penalty is 0.0; .* above 0"),
+        ({"truncation": "penalize", "truncation_penalty": -1.0}, "truncation_penalty is -1.0; .* above 0"),
+        ({"truncation": "penalize", "truncation_penalty": math.nan}, "truncation_penalty is nan; .* above 0"),
+        ({"truncation": "penalize", "truncation_penalty": math.inf}, "truncation_penalty is inf; .* finite"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        SuiteSettings(**settings)
+        SuiteConfig(**settings)
 
 
 def test_a_routed_reward_is_asked_about_its_own_kinds_only_and_scores_zero_elsewhere(make_group):
