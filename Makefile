@@ -13,7 +13,7 @@ BASE := $(VENV)/.installed-$(call digest,requirements.txt)
 DEV := $(VENV)/.installed-dev-$(call digest,requirements.txt requirements-dev.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-vllm lint format bench bench-reward bench-video clean
+.PHONY: help demo test test-core test-slow test-vllm lint format bench bench-reward bench-video clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,11 @@ demo: $(BASE)  ## Teach a tiny model on generated clips, offline, on the CPU (SE
 
 test: $(DEV)  ## Run the default test suite
 	$(PYTEST) -m "not gpu and not vllm and not slow"
+
+CORE := $(addprefix tests/lightning_modules/,functional policy rollouts test_sft_module.py test_grpo_module.py)
+
+test-core: $(DEV)  ## Run the tests of the mathematics: losses, prefix, sampler, modules, a training of each
+	$(PYTEST) -m "not gpu and not vllm and not slow" $(CORE)
 
 test-slow: $(DEV)  ## Run the tests that take minutes
 	$(PYTEST) --timeout 1800 -m "slow and not gpu and not vllm"
@@ -56,7 +61,7 @@ clean:  ## Remove caches and runs/; the environment stays
 
 # The models of tests and demo are too small to gain from more threads, which fight over the cores with the loader's
 # worker and the second rank.
-demo test test-slow test-vllm: export OMP_NUM_THREADS ?= 1
+demo test test-core test-slow test-vllm: export OMP_NUM_THREADS ?= 1
 
 $(BASE):
 	@.ci/environment "$(VENV)" "$@" requirements.txt "$(PYTHON3)"

@@ -8,7 +8,7 @@ import pytest
 import cli
 from lightning_modules.training.last_checkpoint import last_checkpoint
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 def write(path, age):
