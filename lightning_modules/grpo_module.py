@@ -15,7 +15,8 @@ from datamodules.collate import PromptCollator
 from datamodules.sampler import sample_seed
 from datamodules.types import EncodedPrompt, PromptBatch
 from lightning_modules.functional.advantages import AdvantageScale, group_relative_advantages, zero_variance
-from lightning_modules.functional.policy_losses import LossConfig, find_loss
+from lightning_modules.functional.policy_loss_types import LossConfig
+from lightning_modules.functional.policy_losses import find_loss
 from lightning_modules.policy import reference as reference_policy
 from lightning_modules.policy.reference import Reference
 from lightning_modules.policy.sharding import unsharded

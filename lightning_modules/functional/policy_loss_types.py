@@ -1,4 +1,4 @@
-"""What policy losses take and give, and the counts that their denominators are made of.
+"""Inputs and outputs of the policy losses, and the counts that their denominators are computed from.
 
 Shapes: S completions, C completion tokens (longest); all inputs are padded [S, C] with a mask, advantages are [S].
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class LossInputs:
-    """Everything a policy loss may look at: one micro-batch."""
+    """All that a policy loss sees: one micro-batch."""
 
     logprobs: Tensor
     """float [S, C], differentiable, of the policy being trained."""
@@ -26,8 +26,8 @@ class LossInputs:
     """float [S]."""
     mask: Tensor
     """bool [S, C], true on completion tokens (end-of-sequence included). A completion left out of the loss, such as a
-    truncated one under overlong filtering (DAPO, arXiv 2503.14476), is a row without a true place. Whatever stands on
-    false places changes neither the loss nor its gradient."""
+    truncated one under overlong filtering (DAPO, arXiv 2503.14476), is a row of false. Values where the mask is false
+    change neither the loss nor its gradient."""
     denominator: float
     """What the sum is divided by: `PolicyLoss.denominator` of the whole optimizer step, so that splitting a batch does
     not change its gradient."""
@@ -45,15 +45,15 @@ class LossConfig:
     """Coefficients of the policy loss."""
 
     beta: float = 0.04
-    """Weight of the KL penalty towards the reference; 0 drops the reference altogether."""
+    """Weight of the KL penalty toward the reference; 0 needs no reference at all."""
     clip_low: float = 0.2
-    """The probability ratio counts down to 1 - clip_low; 1 lifts the bound."""
+    """Lower bound of the probability ratio is 1 - clip_low; 1 lifts the bound."""
     clip_high: float = 0.2
-    """The probability ratio counts up to 1 + clip_high. DAPO raises it to 0.28; GSPO's ratio of a whole completion
-    stays near 1 and wants about 4e-4 (and clip_low 3e-4)."""
+    """Upper bound of the probability ratio is 1 + clip_high. DAPO raises it to 0.28; GSPO's ratio of a whole completion
+    stays near 1 and needs about 4e-4 (and clip_low 3e-4)."""
     delta: float | None = None
-    """Upper bound on the ratio where the advantage is negative, which clip_high leaves unbounded (two-sided clipping,
-    arXiv 2505.07291; dual clip, arXiv 1912.09729); null is no bound."""
+    """Upper bound of the ratio where the advantage is negative, which clip_high leaves unbounded (two-sided clipping,
+    arXiv 2505.07291; dual clip, arXiv 1912.09729); null sets no bound."""
     kl_log_clamp: float = 10.0
     """Bound on the log-ratio inside the KL estimate (published code: 10)."""
 
@@ -82,19 +82,19 @@ class LossOutput:
     """Scalar. Summed over the micro-batches of a step it is the loss of the rank's share."""
     metrics: Mapping[str, Tensor]
     """Detached scalars, means over the tokens of this micro-batch: `clip_fraction`, `ratio` and, with a reference,
-    `kl`. Weighted by their tokens, micro-batches average to the whole batch."""
+    `kl`. The mean over micro-batches, weighted by their tokens, is that of the whole batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchCounts:
-    """Size of one optimizer step: all its micro-batches, all ranks.
+    """Size of one optimizer step: all its micro-batches on all ranks.
 
     Counts are **means per rank**: the sum over all ranks divided by their number. Data-parallel training averages
     gradients over ranks, and the mean over R ranks of grad(sum_r) / (N / R) is the gradient of the sum over all
     ranks / N.
 
     Completions without an unmasked token are not counted: what adds nothing to the numerator adds nothing to the
-    denominator. Completions of groups whose rewards all agree are counted, also where their forward pass is skipped.
+    denominator. Completions of groups whose rewards all agree are counted even where their forward pass is skipped.
     """
 
     completions: float
@@ -115,8 +115,8 @@ def count_batch(
     Args:
         masks: bool [S, C] of each of this rank's micro-batches, as they go into `LossInputs`.
         max_new_tokens: the limit that completions were sampled under.
-        mean_over_ranks: takes float64 [2] to its mean over all ranks, such as a strategy's `reduce`; every rank must
-            call this function then. None is a single rank.
+        mean_over_ranks: averages a float64 [2] over all ranks, as a strategy's `reduce` does; then every rank must
+            call this function. None stands for a single rank.
     """
     completions = sum(int(mask.any(dim=1).sum()) for mask in masks)
     tokens = sum(int(mask.sum()) for mask in masks)
@@ -129,19 +129,19 @@ def count_batch(
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyLoss:
-    """A loss and what it is normalized by."""
+    """A loss and the count that normalizes it."""
 
     function: Callable[[LossInputs, LossConfig], LossOutput]
     """Sums over a micro-batch and divides by `LossInputs.denominator`."""
     normalizer: Callable[[BatchCounts], float]
     """The count that makes the sum a mean."""
     uses_delta: bool = True
-    """Whether `LossConfig.delta` means anything to it."""
+    """Whether the loss reads `LossConfig.delta`."""
 
-    def __call__(self, inputs: LossInputs, settings: LossConfig) -> LossOutput:
-        return self.function(inputs, settings)
+    def __call__(self, inputs: LossInputs, config: LossConfig) -> LossOutput:
+        return self.function(inputs, config)
 
     def denominator(self, counts: BatchCounts) -> float:
-        """What every micro-batch of the step divides by: the same number in each, positive."""
-        # Only a step without a single token counts 0; its sums are 0 as well, and so must be its gradient.
+        """The number, positive, that every micro-batch of the step divides by."""
+        # Only a step without a single token counts 0. Its sums are 0 too, so any divisor gives the gradient 0.
         return self.normalizer(counts) or 1.0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.functional.masking import masked_mean
-from lightning_modules.functional.policy_losses import LossConfig, LossInputs, PolicyLoss, count_batch
+from lightning_modules.functional.policy_loss_types import LossConfig, LossInputs, PolicyLoss, count_batch
 from lightning_modules.policy.policy import Policy
 from lightning_modules.policy.reference import Reference
 from lightning_modules.policy.types import PolicyBatch

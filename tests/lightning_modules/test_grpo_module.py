@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_modules.functional.policy_losses import LossConfig
+from lightning_modules.functional.policy_loss_types import LossConfig
 from lightning_modules.policy.policy import Policy
 from lightning_modules.rollouts.transformers_engine import TransformersEngine
 from lightning_modules.rollouts.types import SamplingConfig
@@ -140,7 +140,7 @@ def test_fine_tuning_batches_are_refused(tiny_folder, mixed_data, tmp_path):
     ("options", "message"),
     [
         ({"group_size": 1}, "group_size is 1.*>= 2"),
-        ({"loss": "grop"}, "'grop'; there are 'grpo', 'dr_grpo'"),
+        ({"loss": "grop"}, "'grop'; allowed are 'grpo', 'dr_grpo'"),
         ({"inner_epochs": 0}, "inner_epochs is 0"),
         ({"micro_batch_groups": 0}, "micro_batch_groups is 0"),
         ({"max_resamples": -1}, "max_resamples is -1"),

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_modules.functional.policy_losses import LossConfig
+from lightning_modules.functional.policy_loss_types import LossConfig
 from lightning_modules.policy.adapters import AdapterConfig, is_adapter
 from lightning_modules.policy.loading import load_policy
 from lightning_modules.policy.policy import Policy

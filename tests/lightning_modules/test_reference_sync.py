@@ -3,7 +3,7 @@
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_modules.functional.policy_losses import LossConfig
+from lightning_modules.functional.policy_loss_types import LossConfig
 from lightning_modules.policy.adapters import AdapterConfig
 from tests.lightning_modules.module_runs import data_module, grpo_module, scalars, trainer
 

@@ -10,7 +10,7 @@ from lightning import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_modules.callbacks import HFExport
-from lightning_modules.functional.policy_losses import LossConfig
+from lightning_modules.functional.policy_loss_types import LossConfig
 from lightning_modules.policy.adapters import AdapterConfig
 from lightning_modules.training.strategies import FSDP2Strategy
 from tests.lightning_modules.module_runs import data_module, grpo_module, sft_module, trainer

@@ -29,7 +29,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from datamodules.collate import PromptCollator, SFTCollator, SFTSample
-from lightning_modules.functional.policy_losses import LossConfig
+from lightning_modules.functional.policy_loss_types import LossConfig
 from lightning_modules.grpo_module import GRPOModule
 from lightning_modules.memory.estimate import estimate
 from lightning_modules.memory.run import architecture, count_parts, setup_of

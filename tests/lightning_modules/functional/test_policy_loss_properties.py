@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lightning_modules.functional.masking import length_mask
-from lightning_modules.functional.policy_losses import LOSSES, LossConfig, LossInputs, count_batch
+from lightning_modules.functional.policy_loss_types import LossConfig, LossInputs, count_batch
+from lightning_modules.functional.policy_losses import LOSSES
 
 SETTINGS = LossConfig(beta=0.1, clip_low=0.15, clip_high=0.3, delta=1.6)
 SEEDS = range(8)

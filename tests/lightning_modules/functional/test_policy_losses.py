@@ -6,14 +6,8 @@ import pytest
 import torch
 
 from lightning_modules.functional.masking import length_mask, masked_mean, masked_row_mean
-from lightning_modules.functional.policy_losses import (
-    LOSSES,
-    LossConfig,
-    LossInputs,
-    count_batch,
-    find_loss,
-    k3_divergence,
-)
+from lightning_modules.functional.policy_loss_types import LossConfig, LossInputs, count_batch
+from lightning_modules.functional.policy_losses import LOSSES, find_loss, k3_divergence
 
 MASK = length_mask(torch.tensor([2, 1]), 2)
 MAX_NEW_TOKENS = 4
@@ -188,7 +182,7 @@ def test_impossible_settings_are_refused(settings):
 
 
 def test_unknown_loss_is_refused():
-    with pytest.raises(ValueError, match="'ppo'; there are 'grpo', 'dr_grpo', 'dapo', 'bnpo', 'gspo', 'cispo'"):
+    with pytest.raises(ValueError, match="'ppo'; allowed are 'grpo', 'dr_grpo', 'dapo', 'bnpo', 'gspo', 'cispo'"):
         find_loss("ppo", LossConfig())
 
 

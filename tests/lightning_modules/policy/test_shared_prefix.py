@@ -10,7 +10,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 from datamodules.collate import IGNORED_LABEL
 from datamodules.encoding import join_vision
 from datamodules.types import SFTBatch
-from lightning_modules.functional.policy_losses import LOSSES, LossConfig, LossInputs, count_batch
+from lightning_modules.functional.policy_loss_types import LossConfig, LossInputs, count_batch
+from lightning_modules.functional.policy_losses import LOSSES
 from lightning_modules.policy.shared_prefix import PADDING_WASTE, _buckets, pack_index
 
 LENGTHS = [[1, 4, 17, 9], [6, 6, 6, 6], [2, 30, 1, 3]]
