@@ -30,8 +30,7 @@ from lightning_modules.training.phase_timer import PhaseTimer
 from lightning_modules.training.strategies import gradient_sync, whole_norm
 from lightning_modules.training.update import PolicyUpdate, accumulate
 from rewards.base import Reward
-from rewards.suite import RewardSuite
-from rewards.suite_config import SuiteConfig
+from rewards.suite import RewardSuite, SuiteConfig
 from rewards.types import RewardBreakdown
 
 ShuffledCompletions = list[tuple[str, ...] | None]
@@ -185,16 +184,16 @@ class GRPOModule(PolicyModule):
         return self.engine.generate(batch, self.sampling, group_size=self.group_size, seeds=seeds)
 
     def _sample_shuffled(self, batch: PromptBatch) -> ShuffledCompletions:
-        """Completions for the frames in shuffled order: of videos, where a reward asks for them."""
-        shares = [getattr(reward, "shuffled_share", 0.0) for reward in self.suite.rewards.values()]
+        """Completions for the frames of videos in shuffled order, where a reward needs them."""
+        fraction = max(reward.shuffled_fraction for reward in self.suite.rewards.values())
         places = [i for i, prompt in enumerate(batch.prompts) if prompt.record.data_type == "video"]
         completions: ShuffledCompletions = [None] * len(batch)
-        if not any(shares) or not places:
+        if fraction == 0 or not places:
             return completions
         seeds = self._rollout_seeds(batch, SHUFFLED_ATTEMPT)
         layout = self.policy.family.layout
         shuffled = self._located([shuffled_prompt(batch.prompts[i], layout, seeds[i]) for i in places])
-        count = max(1, round(max(shares) * self.group_size))
+        count = max(1, round(fraction * self.group_size))
         groups = self.engine.generate(shuffled, self.sampling, group_size=count, seeds=[seeds[i] for i in places])
         for place, group in zip(places, groups, strict=True):
             completions[place] = tuple(completion.text for completion in group.completions)

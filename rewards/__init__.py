@@ -1,4 +1,4 @@
-"""Rewards: text, counts and frames in, numbers out. What a YAML names by `class_path` stands here."""
+"""Rewards: text, counts and frames in, numbers out. These are the names that a YAML gives as `class_path`."""
 
 from rewards.accuracy import AccuracyReward
 from rewards.base import Reward

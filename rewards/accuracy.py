@@ -2,17 +2,18 @@
 
 Each takes the text of the prediction ("" if the completion has no answer) and the text of the gold answer, both
 without tags and surrounding whitespace, and returns a score in [0, 1]. Tolerant parsing, which the published rewards
-do not have, reads more spellings of option letters and numbers and never scores lower.
+do not have, accepts more spellings of option letters and numbers and never scores lower.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from rewards.answer_format import parse_response, wrap_answer
 from rewards.base import Reward
-from rewards.normalize import option_letter, parse_number, written_number
+from rewards.normalize import parse_number, written_number
+from rewards.options import chosen_letter
 from rewards.text_similarity import mean_rouge, word_error_rate
 from rewards.types import ProblemType, RewardInput
 
@@ -20,7 +21,7 @@ AnswerParsing = Literal["strict", "tolerant"]
 
 
 def multiple_choice_accuracy(prediction: str, gold: str) -> float:
-    """1 if both texts are equal, letter case and punctuation included, else 0."""
+    """1 if both texts are equal, including letter case and punctuation, else 0."""
     return float(prediction == gold)
 
 
@@ -59,19 +60,19 @@ def regression_accuracy(prediction: str, gold: str) -> float:
 
 
 def tolerant_multiple_choice_accuracy(prediction: str, gold: str, options: Sequence[str] = ()) -> float:
-    """1 if both name the same option in a way that `option_letter` accepts, else 0."""
-    letter = option_letter(prediction, options)
-    return float(letter is not None and letter == option_letter(gold, options))
+    """1 if both name the same option in a way that `chosen_letter` accepts, else 0."""
+    letter = chosen_letter(prediction, options)
+    return float(letter is not None and letter == chosen_letter(gold, options))
 
 
 def tolerant_numerical_accuracy(prediction: str, gold: str, options: Sequence[str] = ()) -> float:
-    """1 if both numbers are equal when rounded to two decimals, however `written_number` finds them written."""
+    """1 if both numbers are equal when rounded to two decimals, in any spelling that `written_number` accepts."""
     number = written_number(prediction)
     return float(number is not None and round(number, 2) == round(_gold_number(gold), 2))
 
 
 def tolerant_regression_accuracy(prediction: str, gold: str, options: Sequence[str] = ()) -> float:
-    """`regression_accuracy` of a number that `written_number` accepts."""
+    """`regression_accuracy`, in any spelling of the number that `written_number` accepts."""
     number = written_number(prediction)
     return 0.0 if number is None else _closeness(number, _gold_number(gold))
 
@@ -89,7 +90,7 @@ TOLERANT_FUNCTIONS: Mapping[str, Callable[[str, str, Sequence[str]], float]] = {
     ProblemType.NUMERICAL: tolerant_numerical_accuracy,
     ProblemType.REGRESSION: tolerant_regression_accuracy,
 }
-"""What tolerant parsing adds to the strict functions; OCR and free-form answers have no spelling to tolerate."""
+"""The kinds of question for which tolerant parsing accepts more; OCR and free-form answers have no other spelling."""
 
 
 def accuracy_reward(
@@ -102,19 +103,19 @@ def accuracy_reward(
 ) -> float:
     """Score one completion, in [0, 1].
 
-    `accuracy_reward(problem_type, solution, solution)` is what the gold answer itself gets: a quick check of a record.
+    `accuracy_reward(problem_type, solution, solution)` scores the gold answer itself: a quick check of a record.
 
     Args:
-        problem_type: one of `ProblemType`. Any other string scores 0, as in the published rewards; training and
-            `check rewards` never get here with one, because records and completion files refuse it.
+        problem_type: one of `ProblemType`. Any other string scores 0, as in the published rewards; in training and in
+            `check rewards` it cannot occur, because records and completion files refuse it.
         completion: the model's text; without a closed answer element the prediction is empty.
         solution: the gold answer with its tags.
-        parsing: strict as published, or tolerant: the better of the strict score and that of `TOLERANT_FUNCTIONS`.
-        options: the record's answer options, which tolerant parsing compares an option's text with.
+        parsing: strict as published, or tolerant: the higher of the strict score and that of `TOLERANT_FUNCTIONS`.
+        options: the record's answer options; tolerant parsing compares an answer such as "A. left" with them.
 
     Raises:
-        ValueError: the solution has no answer element, an empty one, or one that is no number where the problem type
-            needs a number.
+        ValueError: the solution has no answer element, an empty one, or one that is not a number although the problem
+            type needs a number.
     """
     accuracy_function = ACCURACY_FUNCTIONS.get(problem_type)
     if accuracy_function is None:
@@ -133,37 +134,28 @@ class AccuracyReward(Reward):
     """Agreement of the answer with the solution, in [0, 1], by the rule of the question's problem type.
 
     Args:
-        weight: factor of the score in the total.
-        gate: name of a reward of the suite; this one counts only where that one's raw score is above 0.
-        name: name in logs and in the breakdown; "accuracy" if not given.
-        problem_types: the kinds of question that are scored; null for all.
         parsing: strict compares answers as the published code does: "A" is "A" and nothing else. tolerant also takes
             "a", "(A)", "A.", "A. left", "Option A" and "**A**" for "A", and "1,200" and "1200.0" for "1200".
+        kwargs: weight, gate, name and problem_types, as for every `Reward`.
 
     Raises:
-        ValueError: unknown parsing.
+        ValueError: parsing is unknown.
     """
 
     name = "accuracy"
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        gate: str | None = None,
-        name: str | None = None,
-        problem_types: list[str] | None = None,
-        parsing: AnswerParsing = "strict",
-    ) -> None:
-        super().__init__(weight=weight, gate=gate, name=name, problem_types=problem_types)
+    def __init__(self, parsing: AnswerParsing = "strict", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         if parsing not in get_args(AnswerParsing):
             allowed = ", ".join(map(repr, get_args(AnswerParsing)))
             raise ValueError(f"Reward {self.name!r} has parsing {parsing!r}; allowed are {allowed}.")
         self.parsing: AnswerParsing = parsing
 
-    def score_one(self, group: RewardInput, index: int) -> float:
-        return accuracy_reward(
-            group.problem_type, group.completions[index], group.solution, parsing=self.parsing, options=group.options
-        )
+    def score(self, group: RewardInput, raw: Mapping[str, Sequence[float]]) -> list[float]:
+        return [
+            accuracy_reward(group.problem_type, completion, group.solution, parsing=self.parsing, options=group.options)
+            for completion in group.completions
+        ]
 
 
 def _closeness(number: float, gold_number: float) -> float:
@@ -175,7 +167,7 @@ def _closeness(number: float, gold_number: float) -> float:
 def _gold_number(gold: str) -> float:
     number = parse_number(gold)
     if number is None:
-        raise ValueError(f"The gold answer {gold!r} is not a number; write digits only, or mend the problem type.")
+        raise ValueError(f"The gold answer {gold!r} is not a number; write digits only, or correct the problem type.")
     return number
 
 

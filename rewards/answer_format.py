@@ -1,4 +1,4 @@
-"""The shape of a response: `<think>reasoning</think><answer>answer</answer>`. The only place that knows the tags.
+"""The format of a response: `<think>reasoning</think><answer>answer</answer>`. Only this file knows the tags.
 
 Tags are case-sensitive, as in the published data and rewards.
 """
@@ -23,12 +23,12 @@ class ParsedResponse:
     answer: str | None
     """Text of the first closed answer element, surrounding whitespace removed."""
     well_formed: bool
-    """The whole text is one think element, optional whitespace and one answer element, with nothing around them.
+    """The whole text is one think element, optional whitespace and one answer element, with nothing before or after.
     Further tags inside are tolerated, as in the published format reward."""
 
 
 def parse_response(completion: str) -> ParsedResponse:
-    """Read the reasoning and the answer out of a completion, or out of a record's `process` or `solution`."""
+    """Find the reasoning and the answer in a completion, or in a record's `process` or `solution`."""
     return ParsedResponse(
         think=_first_element(completion, THINK_OPEN, THINK_CLOSE),
         answer=_first_element(completion, ANSWER_OPEN, ANSWER_CLOSE),
@@ -47,7 +47,7 @@ def wrap_answer(text: str) -> str:
 
 
 def _first_element(text: str, opening: str, closing: str) -> str | None:
-    # Finding takes linear time; searching for the regular expression is quadratic in a completion that loops on a tag.
+    # str.find takes linear time; a regular expression would be quadratic in a completion that repeats one tag.
     start = text.find(opening)
     end = text.find(closing, start + len(opening))
     return None if start < 0 or end < 0 else text[start + len(opening) : end].strip()

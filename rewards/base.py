@@ -1,7 +1,11 @@
-"""What a reward is: a whole group in, one number per completion out. The suite owns weights, gates and routing."""
+"""What a reward is: a whole group in, one number per completion out. Weights, gates and routing belong to the suite.
+
+Shapes: G completions per prompt.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -9,32 +13,31 @@ from rewards.types import ProblemType, RewardInput
 
 
 class RewardError(RuntimeError):
-    """A reward failed; the message names the reward, its records and, if known, the completion."""
+    """A reward failed; the message names the reward, the record and, if known, the completion."""
 
 
-class Reward:
-    """Base class of all rewards. A subclass sets `name`, perhaps `requires`, and writes one of three methods:
-
-    - `score_one`, where every completion is scored by itself; a failure then names the completion;
-    - `score`, where the completions of a group are compared or `requires` is read;
-    - `score_batch`, where one pass over all groups is cheaper, as with an encoder.
+class Reward(ABC):
+    """Base class of all rewards. A subclass sets `name` and implements `score`.
 
     Args:
         weight: factor of the score in the total; 0 measures the reward without training on it.
-        gate: name of a reward of the suite; this one counts only where that one's raw score is above 0.
-        name: name in logs and in the breakdown; the class's own name for itself if not given.
-        problem_types: the kinds of question that this reward is for, as spelled in records; elsewhere it is not asked
-            and scores 0. null for all.
+        gate: name of another reward of the suite; this one counts only where that one's raw score is above 0.
+        name: name in logs and in the breakdown; null takes the name of the class.
+        problem_types: the kinds of question that are scored, spelled as in records; all others score 0. null scores
+            all kinds.
 
     Raises:
-        ValueError: none of the three methods is written, or a problem type is unknown or the list of them is empty.
+        ValueError: a problem type is unknown, or the list of them is empty.
     """
 
     name: str = ""
     requires: tuple[str, ...] = ()
-    """Names of the rewards of the suite whose raw scores this one reads."""
+    """Names of the rewards of the suite whose raw scores `score` reads."""
     problem_types: frozenset[ProblemType] | None = None
-    """The kinds of question that this reward is for; None for all."""
+    """The kinds of question that are scored; None for all."""
+    shuffled_fraction: float = 0.0
+    """Completions to sample for the same question with the frames of its video in shuffled order, as a fraction of the
+    group size; `RewardInput.shuffled_completions` holds them. 0 needs none. The largest of the suite is sampled."""
 
     def __init__(
         self,
@@ -43,39 +46,21 @@ class Reward:
         name: str | None = None,
         problem_types: list[str] | None = None,
     ) -> None:
-        written = type(self)
-        if (written.score_one, written.score, written.score_batch) == (
-            Reward.score_one,
-            Reward.score,
-            Reward.score_batch,
-        ):
-            raise ValueError(f"{written.__name__} cannot score; write its score_one, score or score_batch.")
         self.weight = weight
         self.gate = gate
         if name is not None:
             self.name = name
         if problem_types is not None:
-            self.problem_types = _known_types(problem_types, f"Reward {self.name or written.__name__!r}")
+            self.problem_types = _known_types(problem_types, f"Reward {self.name or type(self).__name__!r}")
 
     def applies_to(self, problem_type: ProblemType) -> bool:
-        """Whether groups of this kind are scored by this reward."""
+        """Whether questions of this kind are scored."""
         return self.problem_types is None or problem_type in self.problem_types
 
-    def prepare(self) -> None:
-        """Called once before training: load here what scoring needs, so that what is missing is said at once."""
+    def prepare(self) -> None:  # noqa: B027 - optional for subclasses
+        """Called once before training: load what scoring needs, so that a missing file stops the run at its start."""
 
-    def score_one(self, group: RewardInput, index: int) -> float:
-        """Score one completion of a group by itself.
-
-        Args:
-            group: the question and its completions.
-            index: which completion, from 0.
-
-        Returns:
-            A finite number, before weight and gate.
-        """
-        raise AssertionError(f"{type(self).__name__} has no score_one: its score or score_batch must not call it")
-
+    @abstractmethod
     def score(self, group: RewardInput, raw: Mapping[str, Sequence[float]]) -> Sequence[float]:
         """Score the G completions of one group.
 
@@ -86,41 +71,17 @@ class Reward:
         Returns:
             G finite numbers, before weight and gate.
         """
-        scores = []
-        for index in range(len(group.completions)):
-            with naming_failures(self, [group], completion=index):
-                scores.append(self.score_one(group, index))
-        return scores
-
-    def score_batch(
-        self, groups: Sequence[RewardInput], raw: Sequence[Mapping[str, Sequence[float]]]
-    ) -> Sequence[Sequence[float]]:
-        """Score B groups at once.
-
-        Args:
-            groups: B groups, all of a kind that this reward is for.
-            raw: B mappings, each as in `score`.
-
-        Returns:
-            B sequences of G finite numbers.
-        """
-        scores = []
-        for group, group_raw in zip(groups, raw, strict=True):
-            with naming_failures(self, [group]):
-                scores.append(self.score(group, group_raw))
-        return scores
 
 
 @contextmanager
-def naming_failures(reward: Reward, groups: Sequence[RewardInput], completion: int | None = None) -> Iterator[None]:
-    """Turn any failure inside the block into a RewardError that names the reward, the records and the completion."""
+def naming_failures(reward: Reward, group: RewardInput, completion: int | None = None) -> Iterator[None]:
+    """Turn any failure inside the block into a RewardError that names the reward, the record and the completion."""
     try:
         yield
     except RewardError:
-        raise  # Named already, and more closely than is known here.
+        raise  # An inner block has named the completion already.
     except Exception as error:
-        records = ", ".join(group.record_id for group in groups)
-        where = f"problem_id {records}" + ("" if completion is None else f", completion {completion}")
+        where = f"problem_id {group.record_id}" + ("" if completion is None else f", completion {completion}")
         raise RewardError(f"Reward {reward.name!r} failed on {where}: {type(error).__name__}: {error}") from error
 
 
@@ -130,4 +91,4 @@ def _known_types(names: Sequence[str], owner: str) -> frozenset[ProblemType]:
     try:
         return frozenset(ProblemType(name) for name in names)
     except ValueError as error:
-        raise ValueError(f"{owner} is routed by problem_types to {list(names)}: {error}") from error
+        raise ValueError(f"{owner} has problem_types {list(names)}: {error}") from error

@@ -1,6 +1,8 @@
-"""Does the completion keep to the response format?"""
+"""Does the completion follow the response format?"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 from rewards.answer_format import parse_response
 from rewards.base import Reward
@@ -17,5 +19,5 @@ class FormatReward(Reward):
 
     name = "format"
 
-    def score_one(self, group: RewardInput, index: int) -> float:
-        return format_reward(group.completions[index])
+    def score(self, group: RewardInput, raw: Mapping[str, Sequence[float]]) -> list[float]:
+        return [format_reward(completion) for completion in group.completions]

@@ -8,25 +8,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
 
-from rewards.base import Reward
+from rewards.base import Reward, naming_failures
 from rewards.types import RewardInput
 
-FunctionInterface = Literal["group", "completion", "batch"]
+FunctionInterface = Literal["group", "completion"]
 
 
 class FunctionReward(Reward):
-    """What a function returns for a group, for one completion or for the whole batch.
+    """What a function returns for a group, or for one completion at a time.
 
     Args:
-        function: dotted path such as my_rewards.brevity, or the function itself. Its module is found like any other:
-            installed, on PYTHONPATH or in the working directory.
+        function: dotted path such as my_rewards.brevity, or the function itself. Its module is imported like any other:
+            from an installed package, a folder on PYTHONPATH or the working directory.
         interface: how the function is called. group: `function(group)` returns one number per completion. completion:
-            `function(group, index)` returns the number of one completion. batch: `function(groups)` returns one such
-            sequence per group.
-        weight: factor of the score in the total.
-        gate: name of a reward of the suite; this one counts only where that one's raw score is above 0.
-        name: name in logs and in the breakdown; the function's own if not given.
-        problem_types: the kinds of question that are scored; null for all.
+            `function(group, index)` returns the number of one completion.
+        name: name in logs and in the breakdown; null takes the name of the function.
+        kwargs: weight, gate and problem_types, as for every `Reward`.
 
     Raises:
         ValueError: there is no such module or function, or the interface is unknown.
@@ -36,44 +33,37 @@ class FunctionReward(Reward):
         self,
         function: str | Callable[..., Any],
         interface: FunctionInterface = "group",
-        weight: float = 1.0,
-        gate: str | None = None,
         name: str | None = None,
-        problem_types: list[str] | None = None,
+        **kwargs: Any,
     ) -> None:
         self.function = _imported(function) if isinstance(function, str) else function
-        name = name or getattr(self.function, "__name__", None)
-        super().__init__(weight=weight, gate=gate, name=name, problem_types=problem_types)
+        super().__init__(name=name or getattr(self.function, "__name__", None), **kwargs)
         if interface not in get_args(FunctionInterface):
             allowed = ", ".join(map(repr, get_args(FunctionInterface)))
             raise ValueError(f"Reward {self.name!r} has interface {interface!r}; allowed are {allowed}.")
         self.interface = interface
 
-    def score_one(self, group: RewardInput, index: int) -> float:
-        return self.function(group, index)
-
     def score(self, group: RewardInput, raw: Mapping[str, Sequence[float]]) -> Sequence[float]:
-        if self.interface == "completion":
-            return super().score(group, raw)
-        return self.function([group])[0] if self.interface == "batch" else self.function(group)
-
-    def score_batch(
-        self, groups: Sequence[RewardInput], raw: Sequence[Mapping[str, Sequence[float]]]
-    ) -> Sequence[Sequence[float]]:
-        return self.function(groups) if self.interface == "batch" else super().score_batch(groups, raw)
+        if self.interface == "group":
+            return self.function(group)
+        scores = []
+        for index in range(len(group.completions)):
+            with naming_failures(self, group, completion=index):
+                scores.append(self.function(group, index))
+        return scores
 
 
 def imported_module(name: str) -> ModuleType:
     """Import a user's module.
 
     Raises:
-        ValueError: there is no such module. One that cannot be imported raises its own error.
+        ValueError: there is no such module. A module that fails while it is imported raises its own error.
     """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # The module is there; one that it imports is not.
+            raise  # The module exists; one that it imports does not.
         raise ValueError(
             f"There is no module {name!r}; put its file into the working directory ({Path.cwd()}), or its folder on "
             "PYTHONPATH."
@@ -89,5 +79,5 @@ def _imported(path: str) -> Callable[..., Any]:
     if function is None:
         raise ValueError(f"function is {path!r}, but {module.__file__} has no {attribute!r}.")
     if not callable(function):
-        raise ValueError(f"function is {path!r}, which is no function: {function!r} in {module.__file__}.")
+        raise ValueError(f"function is {path!r}, which is not a function but {function!r} in {module.__file__}.")
     return function

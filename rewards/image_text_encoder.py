@@ -1,4 +1,4 @@
-"""SigLIP and SigLIP2 as a frozen measure: frames and texts in, unit vectors out that can be compared by cosine.
+"""Frozen SigLIP and SigLIP2 encoders: frames and texts in, unit vectors out that can be compared by cosine.
 
 Shapes: N images or texts, D embedding size.
 """
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 EncoderDtype = Literal["float32", "bfloat16", "float16"]
 MODEL_TYPES = ("siglip", "siglip2")
-"""`model_type` of the checkpoints that can be read; SigLIP2 of fixed resolution calls itself "siglip"."""
+"""`model_type` of the supported checkpoints; that of SigLIP2 with fixed resolution is "siglip"."""
 
 
 class ImageTextEncoder:
     """The two towers of a SigLIP checkpoint, without gradient. The weights are read on first use.
 
-    It is no `torch.nn.Module`, so that whoever holds it takes none of its weights into checkpoints or optimizers.
+    It is not a `torch.nn.Module`, so that its weights enter no checkpoint and no optimizer.
 
     Args:
         model_name_or_path: a Hugging Face folder or name. A folder's configuration and processor are read at once.
         device: "auto" (the current CUDA device if there is one, else the CPU) or any device of torch.
-        dtype: of the weights and of the computation, whatever autocast says around it.
-        max_tokens: texts are cut to so many tokens, end-of-text token included; null takes the text tower's limit.
+        dtype: of the weights and of the computation, even inside autocast.
+        max_tokens: texts are cut to this many tokens, end-of-text token included; null takes the text tower's limit.
         batch_size: images or texts per forward pass.
 
     Raises:
         ValueError: the folder is missing, incomplete or holds another kind of model, or a setting is out of range.
-            For a name, which is looked up only on first use, the first call raises it.
+            A name is looked up only on first use, so there the first call raises it.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ImageTextEncoder:
         self.max_tokens = max_tokens
         self.batch_size = batch_size
         if _looks_like_path(model_name_or_path):
-            # Here and not on first use: a run should fail before its first rollout, not after it.
+            # Read now, so that a run fails before its first rollout and not after it.
             _ = self.processor
             _check_weights(model_name_or_path)
 
@@ -74,7 +74,7 @@ class ImageTextEncoder:
 
     @cached_property
     def text_length(self) -> int:
-        """Tokens that a text may keep."""
+        """Tokens that a text is cut to."""
         limit = self.config.text_config.max_position_embeddings
         if self.max_tokens is not None and self.max_tokens > limit:
             raise ValueError(
@@ -88,7 +88,7 @@ class ImageTextEncoder:
         """The checkpoint's image processor and tokenizer."""
         from transformers import AutoProcessor
 
-        _ = self.text_length  # First, since a missing configuration says more than the processor that is missing too.
+        _ = self.text_length  # First, because the error about a missing configuration is the more helpful one.
         try:
             return AutoProcessor.from_pretrained(self.model_name_or_path)
         except ImportError as error:  # SigLIP's own tokenizer class reads a sentencepiece file.
@@ -117,7 +117,7 @@ class ImageTextEncoder:
         """Read processor and weights now instead of on first use.
 
         Raises:
-            ValueError: they are not to be had.
+            ValueError: they cannot be loaded.
         """
         _ = self.processor
         _ = self.model
@@ -154,15 +154,15 @@ class ImageTextEncoder:
         return torch.cat(rows)  # [N, D]
 
     def image_inputs(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
-        """What the image tower gets: the bytes after the checkpoint's own resizing and normalization, nothing else."""
+        """Inputs of the image tower: the bytes after the checkpoint's own resizing and normalization."""
         assert all(image.dtype == torch.uint8 for image in images), "images must be uint8"
         return dict(self.processor.image_processor(list(images), return_tensors="pt"))
 
     def text_inputs(self, texts: Sequence[str]) -> Tensor:
         """Token ids [N, limit], padded to the tower's limit.
 
-        Both families were trained on lower-case text, though not every tokenizer folder says so, and on padding that
-        is attended to: the tower reads its vector off the last position, so there is no attention mask.
+        Both families were trained on lower-case text, though not every tokenizer is configured for it, and with
+        attention to the padding: the tower's vector is that of the last position, so there is no attention mask.
         """
         tokenizer = self.processor.tokenizer
         lowered = [text.lower() for text in texts]

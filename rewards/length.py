@@ -1,8 +1,9 @@
-"""A bonus for right answers of a wanted length (in the published code, not in the paper)."""
+"""A bonus for right answers within a range of lengths (in the published code, not in the paper)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rewards.base import Reward
 from rewards.types import RewardInput
@@ -12,15 +13,12 @@ class LengthReward(Reward):
     """`bonus` for every accurate completion of min_tokens to max_tokens, if enough of its group are accurate, else 0.
 
     Args:
-        weight: factor of the score in the total.
-        gate: name of a reward of the suite; this one counts only where that one's raw score is above 0.
-        name: name in logs and in the breakdown; "length" if not given.
-        problem_types: the kinds of question that the bonus is for; null for all.
         bonus: score of a completion that earns it.
         min_tokens: shortest completion that earns it, end-of-sequence token included.
         max_tokens: longest completion that earns it, end-of-sequence token included.
         min_accuracy: a completion is accurate if its raw accuracy is above this.
         min_accurate: accurate completions that a group needs before any of them earns the bonus.
+        kwargs: weight, gate, name and problem_types, as for every `Reward`.
 
     Raises:
         ValueError: no completion could ever earn the bonus.
@@ -31,17 +29,14 @@ class LengthReward(Reward):
 
     def __init__(
         self,
-        weight: float = 1.0,
-        gate: str | None = None,
-        name: str | None = None,
-        problem_types: list[str] | None = None,
         bonus: float = 0.2,
         min_tokens: int = 320,
         max_tokens: int = 512,
         min_accuracy: float = 0.1,
         min_accurate: int = 2,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(weight=weight, gate=gate, name=name, problem_types=problem_types)
+        super().__init__(**kwargs)
         if not 0 <= min_tokens <= max_tokens:
             raise ValueError(
                 f"Reward {self.name!r} has min_tokens {min_tokens} and max_tokens {max_tokens}; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -26,25 +25,22 @@ RewardClass = TypeVar("RewardClass", bound=type[Reward])
 
 
 def register(name: str) -> Callable[[RewardClass], RewardClass]:
-    """Class decorator: `registered(name)` builds the reward, and `name` is what it is called in logs.
+    """Class decorator: `registered(name)` then builds the reward, and `name` becomes its name in logs.
 
     Raises:
-        ValueError: the decorated is no reward class, or the name is another class's.
+        ValueError: the decorated object is not a reward class, or another class has this name.
     """
 
     def add(reward_class: RewardClass) -> RewardClass:
         if not (isinstance(reward_class, type) and issubclass(reward_class, Reward)):
             raise ValueError(
-                f"@register({name!r}) decorates {reward_class!r}, which is no subclass of rewards.Reward; "
-                "a function needs no registry, rewards.FunctionReward takes its dotted path."
+                f"@register({name!r}) decorates {reward_class!r}, which is not a subclass of rewards.Reward. "
+                "A function needs no registration; give its dotted path to rewards.FunctionReward."
             )
-        known = REWARDS.get(name)
-        # A module that is loaded anew defines its classes again.
-        if known is not None and (known.__module__, known.__qualname__) != (
-            reward_class.__module__,
-            reward_class.__qualname__,
-        ):
-            raise ValueError(f"The name {name!r} is {known.__module__}.{known.__qualname__}'s; register another one.")
+        known = REWARDS.get(name, reward_class)
+        # A module that is imported again defines its classes again.
+        if _path(known) != _path(reward_class):
+            raise ValueError(f"The name {name!r} is taken by {_path(known)}; register another one.")
         reward_class.name = name
         REWARDS[name] = reward_class
         return reward_class
@@ -53,15 +49,15 @@ def register(name: str) -> Callable[[RewardClass], RewardClass]:
 
 
 def registered(reward: str, module: str | None = None, options: Mapping[str, Any] | None = None) -> Reward:
-    """The reward of a registered name, as a YAML may ask for it.
+    """Build a reward by its registered name, as a YAML does.
 
     Args:
-        reward: short name: one of ours, or one that `register` gave.
-        module: dotted path of the module whose `@register` is meant; imported first.
+        reward: short name, from `REWARDS` or from `register`.
+        module: dotted path of the module that registers the name; it is imported first.
         options: arguments of the reward's class.
 
     Raises:
-        ValueError: there is no such module, name or argument.
+        ValueError: there is no such module or name, or the class does not take these arguments.
     """
     if module is not None:
         imported_module(module)
@@ -70,11 +66,11 @@ def registered(reward: str, module: str | None = None, options: Mapping[str, Any
             f"No reward is registered as {reward!r}; there are {', '.join(map(repr, REWARDS))}. "
             "Name the module that registers it."
         )
-    reward_class, given = REWARDS[reward], dict(options or {})
     try:
-        inspect.signature(reward_class).bind(**given)
+        return REWARDS[reward](**(options or {}))
     except TypeError as error:
-        raise ValueError(
-            f"The options of the reward {reward!r} do not fit {reward_class.__name__}: {error}."
-        ) from error
-    return reward_class(**given)
+        raise ValueError(f"The reward {reward!r} cannot be built with the options {options}: {error}") from error
+
+
+def _path(reward_class: type) -> str:
+    return f"{reward_class.__module__}.{reward_class.__qualname__}"

@@ -8,9 +8,9 @@ Shapes: B groups, G completions per group. Reward k scores completion i of a gro
     total[i] = sum over k of w[k] * x[k, i]
     total[i] = total[i] - truncation_penalty for a truncated i    with `truncation: penalize`
 
-std is that of the group with Bessel's correction, as in the group-relative advantage, so a reward that says the same of
-the whole group contributes exactly 0 under `per_reward` (as does a group of one). `per_reward` is the first step of
-GDPO (arXiv 2601.05242); `advantage_scale: batch` is its second, the division by the batch's standard deviation.
+std is that of the group with Bessel's correction, as in the group-relative advantage. A reward that scores the whole
+group alike therefore contributes exactly 0 under `per_reward`, and so does a group of one. `per_reward` is the first
+step of GDPO (arXiv 2601.05242); `advantage_scale: batch` is its second, the division by the batch's standard deviation.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from numbers import Real
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from rewards.base import Reward, naming_failures
-from rewards.suite_config import SuiteConfig
 from rewards.types import RewardBreakdown, RewardInput
 
 TOTAL = "total"
@@ -40,6 +41,44 @@ EPS = 1e-4
 """Added to the standard deviation under `per_reward`, as in the group-relative advantage."""
 
 GroupScores = tuple[float, ...]
+Normalization = Literal["sum_then_normalize", "per_reward"]
+Truncation = Literal["keep", "zero", "penalize"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteConfig:
+    """How the scores of the rewards become one total.
+
+    Raises:
+        ValueError: an unknown choice, a penalty without `truncation: penalize` or the reverse, or a penalty that is not
+            finite and above 0.
+    """
+
+    normalization: Normalization = "sum_then_normalize"
+    """sum_then_normalize: the total is the weighted sum, and only the advantage compares it within the group (GRPO).
+    per_reward: each reward is standardized within its group before the weighted sum, so that no reward is drowned out
+    by one with a larger spread (GDPO, arXiv 2601.05242; its second step is `advantage_scale: batch`)."""
+    truncation: Truncation = "keep"
+    """What happens to completions that reached the token limit. keep: scored as they are. zero: every reward counts 0
+    for them. penalize: scored as they are, and `truncation_penalty` is subtracted from their total."""
+    truncation_penalty: float | None = None
+    """Subtracted from the total of a truncated completion with `truncation: penalize`; above 0."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("normalization", Normalization), ("truncation", Truncation)):
+            given, allowed = getattr(self, name), get_args(choices)
+            if given not in allowed:
+                raise ValueError(f"suite.{name} is {given!r}; allowed are {', '.join(map(repr, allowed))}.")
+        if (self.truncation == "penalize") != (self.truncation_penalty is not None):
+            raise ValueError(
+                f"suite.truncation is {self.truncation!r} and suite.truncation_penalty is {self.truncation_penalty}; "
+                "set both (truncation: penalize, truncation_penalty: 0.5) or leave the penalty null."
+            )
+        if self.truncation_penalty is not None and not 0 < self.truncation_penalty < math.inf:
+            raise ValueError(
+                f"suite.truncation_penalty is {self.truncation_penalty}; it is subtracted, so it must be above 0 and "
+                "finite."
+            )
 
 
 class RewardSuite:
@@ -48,18 +87,18 @@ class RewardSuite:
     Args:
         rewards: at least one reward, in the order of logs and breakdowns. Names are unique; a gate and every required
             name is another reward of the list.
-        settings: normalization and truncation; None for the plain weighted sum.
+        config: normalization and truncation; the plain weighted sum by default.
 
     Raises:
-        ValueError: the list is empty, a name is missing, taken twice or reserved, a weight is negative or not finite,
-            all weights are 0, a gate or a required reward is absent, or gates and requirements form a cycle.
+        ValueError: the list is empty, a name is missing, used twice or reserved, a weight is negative or not finite,
+            all weights are 0, a gate or a required reward is missing, or gates and requirements form a cycle.
     """
 
-    def __init__(self, rewards: Sequence[Reward], settings: SuiteConfig | None = None) -> None:
+    def __init__(self, rewards: Sequence[Reward], config: SuiteConfig | None = None) -> None:
         _check_names(rewards)
         _check_weights(rewards)
         self.rewards = {reward.name: reward for reward in rewards}
-        self.settings = settings or SuiteConfig()
+        self.config = config or SuiteConfig()
         self._order = _evaluation_order(self.rewards)
 
     def score(self, groups: Sequence[RewardInput]) -> RewardBreakdown:
@@ -69,8 +108,8 @@ class RewardSuite:
             The breakdown, float32 [B, G] on the CPU, rewards in the order of the configuration.
 
         Raises:
-            ValueError: there are no groups, the groups differ in size, or a reward returned something other than one
-                finite number per completion.
+            ValueError: there are no groups, the groups differ in size, or a reward returned anything but one finite
+                number per completion.
             RewardError: a reward raised an exception.
         """
         _check_groups(groups)
@@ -97,44 +136,37 @@ class RewardSuite:
             counted = components[name]
             if reward.gate is not None:
                 counted = counted * (components[reward.gate] > 0)
-            if self.settings.truncation == "zero":
+            if self.config.truncation == "zero":
                 counted = counted.masked_fill(truncated, 0.0)
-            if self.settings.normalization == "per_reward":
+            if self.config.normalization == "per_reward":
                 counted = _standardized(counted)
             contributions[name] = reward.weight * counted
-        if self.settings.truncation_penalty is not None:
-            contributions[TRUNCATION] = -self.settings.truncation_penalty * truncated.float()
+        if self.config.truncation_penalty is not None:
+            contributions[TRUNCATION] = -self.config.truncation_penalty * truncated.float()
         return contributions
 
     @staticmethod
     def _raw_scores(
         reward: Reward, groups: Sequence[RewardInput], raw: Mapping[str, Sequence[GroupScores]]
     ) -> list[GroupScores]:
-        """B rows of G checked scores; the reward is asked about the groups that it is for, the others score 0."""
-        scores: list[GroupScores] = [(0.0,) * len(group.completions) for group in groups]
-        rows = [row for row, group in enumerate(groups) if reward.applies_to(group.problem_type)]
-        if not rows:
-            return scores
-        asked = [groups[row] for row in rows]
-        with naming_failures(reward, asked):
-            returned = reward.score_batch(asked, [{name: raw[name][row] for name in reward.requires} for row in rows])
-        if not isinstance(returned, Sequence | Tensor) or len(returned) != len(asked):
-            records = ", ".join(group.record_id for group in asked)
-            raise ValueError(
-                f"Reward {reward.name!r} on problem_id {records} returned {returned!r}; "
-                f"score_batch must return {len(asked)} rows, one per group."
-            )
-        for row, row_scores in zip(rows, returned, strict=True):
-            scores[row] = _checked_scores(reward, groups[row], row_scores)
+        """B rows of G checked scores, 0 for the questions that the reward is not for."""
+        scores: list[GroupScores] = []
+        for row, group in enumerate(groups):
+            if not reward.applies_to(group.problem_type):
+                scores.append((0.0,) * len(group.completions))
+                continue
+            with naming_failures(reward, group):
+                returned = reward.score(group, {name: raw[name][row] for name in reward.requires})
+            scores.append(_checked_scores(reward, group, returned))
         return scores
 
 
 def _standardized(values: Tensor) -> Tensor:
     """Mean 0 and standard deviation 1 within each group; [B, G]."""
     values = values.double()  # The mean of G equal float32 numbers is then exactly that number.
-    centred = values - values.mean(dim=1, keepdim=True)
-    variance = centred.square().sum(dim=1, keepdim=True) / max(values.shape[1] - 1, 1)
-    return (centred / (variance.sqrt() + EPS)).float()
+    centered = values - values.mean(dim=1, keepdim=True)
+    variance = centered.square().sum(dim=1, keepdim=True) / max(values.shape[1] - 1, 1)
+    return (centered / (variance.sqrt() + EPS)).float()
 
 
 def _check_names(rewards: Sequence[Reward]) -> None:
@@ -172,7 +204,7 @@ def _check_weights(rewards: Sequence[Reward]) -> None:
     if all(reward.weight == 0 for reward in rewards):
         names = ", ".join(reward.name for reward in rewards)
         raise ValueError(
-            f"All rewards ({names}) have weight 0, so nothing would be learnt; give at least one a positive weight."
+            f"All rewards ({names}) have weight 0, so nothing would be learned; give at least one a positive weight."
         )
 
 

@@ -6,6 +6,7 @@ Shapes: G completions per prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rewards.accuracy import AnswerParsing, accuracy_reward
 from rewards.base import Reward
@@ -13,22 +14,22 @@ from rewards.types import RewardInput
 
 
 class TemporalReward(Reward):
-    """Right answers earn a bonus where the group does as well on ordered frames as on shuffled ones.
+    """Right answers earn a bonus where the group does about as well on ordered frames as on shuffled ones, or better.
 
-    With p the share of right completions of the group and q that of completions sampled for the same question with the
-    frames shuffled: bonus to every right completion where p >= factor * q, and p > 0. Only videos have shuffled
-    completions; other records earn 0.
+    Let p be the fraction of right completions of the group, and q that of the completions sampled for the same
+    question with the frames shuffled. Every right completion earns the bonus if p >= factor * q. Only videos have
+    shuffled completions; other records earn 0.
 
     Args:
-        weight: factor of the bonus in the total.
-        gate: name of another reward; this one counts only where that one's raw score is above 0.
-        name: name in logs and in the breakdown; "temporal" if not given.
-        problem_types: the kinds of question that this reward is for, as spelled in records; null for all.
         bonus: what a right completion earns (Video-R1: 0.3).
-        factor: how far below the shuffled share the ordered one may lie (Video-R1: 0.8).
+        factor: how much of the accuracy on shuffled frames the group must reach (Video-R1: 0.8).
         min_accuracy: a completion is right where its accuracy is above this (Video-R1: 0.1).
-        shuffled_share: completions sampled on shuffled frames, as a share of the group (Video-R1: a half).
-        parsing: how their answers are read; what the accuracy reward of the suite has.
+        shuffled_fraction: completions sampled on shuffled frames, as a fraction of the group size (Video-R1: a half).
+        parsing: how answers to shuffled frames are read; should be that of the suite's accuracy reward.
+        kwargs: weight, gate, name and problem_types, as for every `Reward`.
+
+    Raises:
+        ValueError: factor is negative, or shuffled_fraction is not in (0, 1].
     """
 
     name = "temporal"
@@ -36,28 +37,25 @@ class TemporalReward(Reward):
 
     def __init__(
         self,
-        weight: float = 1.0,
-        gate: str | None = None,
-        name: str | None = None,
-        problem_types: list[str] | None = None,
         bonus: float = 0.3,
         factor: float = 0.8,
         min_accuracy: float = 0.1,
-        shuffled_share: float = 0.5,
+        shuffled_fraction: float = 0.5,
         parsing: AnswerParsing = "strict",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(weight=weight, gate=gate, name=name, problem_types=problem_types)
+        super().__init__(**kwargs)
         if factor < 0:
-            raise ValueError(f"TemporalReward.factor is {factor}; it must be >= 0.")
-        if not 0 < shuffled_share <= 1:
-            raise ValueError(f"TemporalReward.shuffled_share is {shuffled_share}; it must be in (0, 1].")
+            raise ValueError(f"Reward {self.name!r} has factor {factor}; it must be >= 0.")
+        if not 0 < shuffled_fraction <= 1:
+            raise ValueError(f"Reward {self.name!r} has shuffled_fraction {shuffled_fraction}; it must be in (0, 1].")
         self.bonus = bonus
         self.factor = factor
         self.min_accuracy = min_accuracy
-        self.shuffled_share = shuffled_share
+        self.shuffled_fraction = shuffled_fraction
         self.parsing: AnswerParsing = parsing
 
-    def score(self, group: RewardInput, raw: Mapping[str, Sequence[float]]) -> Sequence[float]:
+    def score(self, group: RewardInput, raw: Mapping[str, Sequence[float]]) -> list[float]:
         right = [accuracy > self.min_accuracy for accuracy in raw["accuracy"]]
         if not group.shuffled_completions:
             return [0.0] * len(right)
@@ -67,4 +65,4 @@ class TemporalReward(Reward):
             for completion in group.shuffled_completions
         ]
         earned = sum(right) / len(right) >= self.factor * sum(shuffled) / len(shuffled)
-        return [self.bonus if earned and one else 0.0 for one in right]
+        return [self.bonus if earned and is_right else 0.0 for is_right in right]

@@ -1,4 +1,4 @@
-"""Word error rate and ROUGE: how near a predicted text is to the gold text."""
+"""Word error rate and ROUGE: how close a predicted text is to the gold text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROUGE_VARIANTS = ("rouge1", "rouge2", "rougeL")
 def word_error_rate(prediction: str, reference: str) -> float:
     """Word-level edit distance divided by the number of reference words; above 1 for a much longer prediction.
 
-    Words are split at whitespace and compared exactly, letter case and punctuation included.
+    Words are split at whitespace and compared exactly, including letter case and punctuation.
 
     Raises:
         ValueError: the reference has no words.
@@ -28,8 +28,8 @@ def word_error_rate(prediction: str, reference: str) -> float:
 def mean_rouge(prediction: str, reference: str) -> float:
     """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L with Porter stemming, in [0, 1].
 
-    The tokens are the runs of [a-z0-9] of the lower-cased text. Text in another script therefore scores 0, and two
-    equal texts of a single word score 2/3, because they have no bigram.
+    Tokens are runs of [a-z0-9] in the lower-cased text. Text in another script therefore scores 0, and two equal texts
+    of a single word score 2/3, because they have no bigram.
     """
     scores = _rouge_scorer().score(reference, prediction)
     return sum(scores[variant].fmeasure for variant in ROUGE_VARIANTS) / len(ROUGE_VARIANTS)
@@ -49,7 +49,7 @@ def _edit_distance(source: list[str], target: list[str]) -> int:
 
 @cache
 def _rouge_scorer() -> RougeScorer:
-    # rouge_score imports nltk: a third of a second that only free-form questions should pay.
+    # rouge_score imports nltk: a third of a second that only free-form questions should cost.
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(list(ROUGE_VARIANTS), use_stemmer=True)

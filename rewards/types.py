@@ -1,4 +1,4 @@
-"""What a reward sees and what the suite returns: text, counts and frames in, numbers out.
+"""What a reward is given and what the suite returns: text, counts and frames in, numbers out.
 
 Shapes: B prompts, G completions per prompt, F frames.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class ProblemType(StrEnum):
-    """The five kinds of question of the VideoRFT data; the value is the spelling used in records."""
+    """The five kinds of question in the VideoRFT data; the value is the spelling used in records."""
 
     MULTIPLE_CHOICE = "multiple choice"
     NUMERICAL = "numerical"
@@ -30,7 +30,7 @@ class ProblemType(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class RewardInput:
-    """One group: a question and the G completions sampled for it. Rewards never see half a group."""
+    """One group: a question and all G completions sampled for it."""
 
     record_id: str
     """`problem_id` of the record, for error messages and stored breakdowns."""
@@ -48,12 +48,12 @@ class RewardInput:
     frames: Tensor | None = None
     """The frames that the policy saw, uint8 [F, 3, H, W]; None for a text-only record."""
     shuffled_completions: tuple[str, ...] | None = None
-    """Completions sampled for the same question on the frames in shuffled order; None unless a reward asks for them and
-    the record is a video."""
+    """Completions sampled for the same question on the frames in shuffled order; None unless the record is a video and
+    a reward has a `shuffled_fraction`."""
     options: tuple[str, ...] = ()
-    """Answer options as listed in the record; empty if there are none or if they stand in the question."""
+    """Answer options as listed in the record; empty if there are none or if they are part of the question."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the record that the schema does not know."""
+    """Fields of the record that are not part of the schema."""
 
     def __post_init__(self) -> None:
         sizes = (len(self.completions), len(self.completion_tokens), len(self.truncated))
@@ -65,11 +65,11 @@ class RewardBreakdown:
     """Scores of a batch of groups. All groups hold the same number of completions."""
 
     total: Tensor
-    """float32 [B, G]: the sum of the contributions; the formula stands in `rewards.suite`."""
+    """float32 [B, G]: the sum of the contributions; see `rewards.suite` for the formula."""
     components: Mapping[str, Tensor]
     """Reward name -> raw score before weight and gate, float32 [B, G]."""
     contributions: Mapping[str, Tensor]
     """Reward name -> what it adds to `total` after gate, truncation, normalization and weight, float32 [B, G]; also
-    "truncation" -> minus the penalty where truncated completions are penalized."""
+    "truncation" -> minus the penalty, if truncated completions are penalized."""
     seconds: Mapping[str, float]
     """Reward name -> wall time spent on it for this batch."""

@@ -6,7 +6,6 @@ No model is loaded. A fault never stops the check: it is listed with its record,
 from __future__ import annotations
 
 import itertools
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,13 +25,12 @@ from datamodules.video.video_reader import ReaderName, TimeRangeError, probe_vid
 from rewards.accuracy import AccuracyReward
 from rewards.answer_format import parse_response, wrap_think
 from rewards.base import RewardError
+from rewards.options import split_option
 from rewards.suite import RewardSuite
 from rewards.types import ProblemType, RewardInput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_OPTION_LABEL = re.compile(r"\W*([A-Z])[.):]")
 
 
 def check_data(
@@ -250,9 +248,11 @@ def _gold_input(record: VideoRecord) -> RewardInput:
 
 def _foreign_letter(record: VideoRecord) -> list[Finding]:
     """A multiple choice whose gold answer is the letter of none of its listed options."""
-    labels = [match[1] if (match := _OPTION_LABEL.match(option)) else None for option in record.options]
+    options = [split_option(option) for option in record.options]
+    if record.problem_type is not ProblemType.MULTIPLE_CHOICE or not options or None in options:
+        return []
     answer = parse_response(record.solution).answer
-    if record.problem_type is not ProblemType.MULTIPLE_CHOICE or not labels or None in labels or answer in labels:
+    if answer in [option.letter for option in options]:
         return []
     message = f"the gold answer is {answer!r}, the options are {', '.join(map(repr, record.options))}"
     return [Finding(kind="gold answer is no option", where=record.where, message=message)]

@@ -10,7 +10,6 @@ import torch
 
 from datamodules.collate import PromptCollator
 from datamodules.evaluation.benchmark_datamodule import BenchmarkBatch, BenchmarkItem, ItemKey
-from datamodules.option_letters import option_letters
 from datamodules.sampler import sample_seed
 from datamodules.types import EncodedPrompt, PromptBatch, VideoRecord
 from lightning_modules.policy.policy import Policy
@@ -20,6 +19,7 @@ from rewards.answer_format import parse_response
 from rewards.evaluation.metrics import BREAKDOWNS
 from rewards.evaluation.predictions import Grades, Prediction, gold_answer, grade
 from rewards.evaluation.scoring import Protocol, predicted_answer
+from rewards.options import option_letters
 from rewards.types import ProblemType
 
 ChoiceScoring = Literal["generate", "likelihood"]
@@ -140,7 +140,8 @@ def _seen(prompt: EncodedPrompt) -> Outcome:
 
 
 def _offered_letters(record: VideoRecord) -> tuple[str, ...]:
-    letters, gold = option_letters(record), gold_answer(record.solution)
+    letters = option_letters(record.options, record.problem, where=record.where)
+    gold = gold_answer(record.solution)
     if gold not in letters:
         raise ValueError(
             f"{record.where}: the right answer {gold!r} is none of the letters {', '.join(letters)}, so scoring them "

@@ -17,7 +17,8 @@ import torch
 
 from rewards.accuracy import multiple_choice_accuracy, numerical_accuracy, tolerant_numerical_accuracy
 from rewards.answer_format import parse_response
-from rewards.normalize import option_letter, parse_number
+from rewards.normalize import parse_number
+from rewards.options import chosen_letter
 from rewards.types import ProblemType
 
 Protocol = Literal["videorft", "official"]
@@ -159,7 +160,7 @@ def videommmu_official(kind: ProblemType, question_type: str | None, prediction:
     or could name two, is wrong, and so is a number with words around it.
     """
     if kind is ProblemType.MULTIPLE_CHOICE:
-        return _same_letter(option_letter(prediction), answer)
+        return _same_letter(chosen_letter(prediction), answer)
     if kind in (ProblemType.NUMERICAL, ProblemType.REGRESSION):
         return tolerant_numerical_accuracy(prediction, answer)
     raise _ungraded("VideoMMMU", kind)

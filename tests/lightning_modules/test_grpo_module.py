@@ -6,7 +6,7 @@ from lightning_modules.policy.policy import Policy
 from lightning_modules.rollouts.transformers_engine import TransformersEngine
 from lightning_modules.rollouts.types import SamplingConfig
 from rewards import AccuracyReward, FormatReward
-from rewards.suite_config import SuiteConfig
+from rewards.suite import SuiteConfig
 from rewards.temporal import TemporalReward
 from tests.lightning_modules.module_runs import LetterReward, data_module, grpo_module, scalars, trainer
 

@@ -12,8 +12,7 @@ from rewards import Reward
 from rewards.accuracy import accuracy_reward
 from rewards.answer_format import wrap_answer
 from rewards.registry import REWARDS
-from rewards.suite import RewardSuite
-from rewards.suite_config import SuiteConfig
+from rewards.suite import RewardSuite, SuiteConfig
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
 SNIPPETS = [text for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if "my_rewards" not in text]
@@ -43,7 +42,7 @@ def test_the_snippets_show_weights_gates_routing_normalization_truncation_and_pa
     assert "format" in {reward.gate for reward in rewards}
     assert {frozenset({"numerical", "regression"})} <= {reward.problem_types for reward in rewards}
     assert ("per_reward", "penalize", 0.5) in {
-        (suite.settings.normalization, suite.settings.truncation, suite.settings.truncation_penalty) for suite in suites
+        (suite.config.normalization, suite.config.truncation, suite.config.truncation_penalty) for suite in suites
     }
     assert "tolerant" in {getattr(reward, "parsing", "strict") for reward in rewards}
 

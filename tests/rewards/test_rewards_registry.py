@@ -46,8 +46,8 @@ def test_unknown_problem_type_lists_the_known_ones():
 class Halves(Reward):
     """Half a point for everybody."""
 
-    def score_one(self, group, index):
-        return 0.5
+    def score(self, group, raw):
+        return [0.5] * len(group.completions)
 
 
 @pytest.fixture
@@ -75,9 +75,9 @@ def test_our_own_rewards_are_built_by_name_too():
 @pytest.mark.parametrize(
     ("name", "decorated", "message"),
     [
-        ("accuracy", Halves, r"'accuracy' is rewards.accuracy.AccuracyReward's"),
-        ("function", len, "no subclass of rewards.Reward; a function needs no registry"),
-        ("other", ArgumentParser, "no subclass of rewards.Reward"),
+        ("accuracy", Halves, r"'accuracy' is taken by rewards.accuracy.AccuracyReward;"),
+        ("function", len, "not a subclass of rewards.Reward. A function needs no registration"),
+        ("other", ArgumentParser, "not a subclass of rewards.Reward"),
     ],
 )
 def test_what_cannot_be_registered_is_refused(name, decorated, message):
@@ -90,7 +90,10 @@ def test_what_cannot_be_registered_is_refused(name, decorated, message):
     [
         ({"reward": "acuracy"}, "as 'acuracy'; there are 'accuracy', 'format', .*Name the module"),
         ({"reward": "accuracy", "module": "absent_rewards"}, "no module 'absent_rewards'"),
-        ({"reward": "length", "options": {"max_token": 3}}, "do not fit LengthReward: .*'max_token'"),
+        (
+            {"reward": "length", "options": {"max_token": 3}},
+            "'length' cannot be built with the options .*'max_token'",
+        ),
     ],
 )
 def test_a_name_that_leads_nowhere_is_refused(arguments, message):

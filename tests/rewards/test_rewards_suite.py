@@ -34,20 +34,6 @@ class RequiringReward(Reward):
         return [sum(scores) for scores in zip(*raw.values(), strict=True)]
 
 
-class BatchedReward(Reward):
-    """Scores the whole batch in one call, as an encoder would, and returns a tensor."""
-
-    name = "batched"
-    calls = 0
-
-    def score(self, group, raw):
-        raise AssertionError("score_batch replaces it")
-
-    def score_batch(self, groups, raw):
-        self.calls += 1
-        return torch.tensor([[len(text) for text in group.completions] for group in groups], dtype=torch.float64)
-
-
 def test_total_is_the_sum_of_weight_times_gate_times_raw(make_group):
     suite = RewardSuite(
         [
@@ -69,6 +55,11 @@ def test_total_is_the_sum_of_weight_times_gate_times_raw(make_group):
     assert breakdown.components["stated"].tolist() == [[0.5, 0.25, -1.0], [0.5, 0.25, -1.0]]  # before weight and gate
     assert breakdown.total.dtype == torch.float32
     assert list(breakdown.components) == list(breakdown.contributions) == ["stated", "accuracy", "format"]
+
+
+def test_a_reward_may_return_a_tensor(make_group):
+    suite = RewardSuite([StatedReward(lambda group: torch.tensor([1.0, 0.5], dtype=torch.float64))])
+    assert suite.score([make_group("AB")]).total.tolist() == [[1.0, 0.5]]
 
 
 def test_gate_stays_closed_at_zero_and_below(make_group):
@@ -101,14 +92,6 @@ def test_requirements_are_evaluated_in_dependency_order(make_group):
     )
     breakdown = suite.score([make_group("AB")])
     assert breakdown.components["top"].tolist() == [[2.0, 0.0]]  # raw scores, not weighted ones: 1 + 1
-
-
-def test_batch_hook_is_called_once_for_all_groups(make_group):
-    reward = BatchedReward()
-    breakdown = RewardSuite([reward]).score([make_group(["A", "BB"]), make_group(["AAA", "A"])])
-    assert reward.calls == 1
-    lengths = breakdown.components["batched"]
-    assert (lengths - lengths[0, 0]).tolist() == [[0.0, 1.0], [2.0, 0.0]]
 
 
 def test_time_is_measured_per_reward(make_group, monkeypatch):
@@ -164,14 +147,6 @@ def test_anything_but_finite_numbers_is_refused_with_reward_and_record(make_grou
         suite.score([make_group("AB", record_id="a"), make_group("AB", record_id="b")])
 
 
-@pytest.mark.parametrize("returned", [None, [[1.0]], [[1.0], [1.0], [1.0]], 3.0])
-def test_batch_hook_must_return_a_row_per_group(make_group, returned):
-    reward = BatchedReward()
-    reward.score_batch = lambda groups, raw: returned
-    with pytest.raises(ValueError, match=r"'batched' on problem_id a, b returned .* 2 rows"):
-        RewardSuite([reward]).score([make_group("A", record_id="a"), make_group("A", record_id="b")])
-
-
 def test_failure_inside_a_reward_names_the_reward_and_the_record(make_group):
     suite = RewardSuite([StatedReward(lambda group: {"a": [1.0]}[group.record_id])])
     with pytest.raises(RewardError, match="'stated' failed on problem_id b: KeyError") as caught:
@@ -179,18 +154,8 @@ def test_failure_inside_a_reward_names_the_reward_and_the_record(make_group):
     assert isinstance(caught.value.__cause__, KeyError)
 
 
-def test_failure_of_a_whole_batch_names_all_its_records(make_group):
-    def out_of_memory(groups, raw):
-        raise MemoryError("no room")
-
-    reward = BatchedReward()
-    reward.score_batch = out_of_memory
-    with pytest.raises(RewardError, match="'batched' failed on problem_id a, b: MemoryError: no room"):
-        RewardSuite([reward]).score([make_group("A", record_id="a"), make_group("A", record_id="b")])
-
-
 def test_bad_gold_answer_is_reported_with_its_record(make_group):
-    with pytest.raises(RewardError, match="'accuracy' failed on problem_id b, completion 0: ValueError: The solution"):
+    with pytest.raises(RewardError, match="'accuracy' failed on problem_id b: ValueError: The solution"):
         RewardSuite([AccuracyReward()]).score([make_group("A"), make_group("A", gold="", record_id="b")])
 
 

@@ -140,19 +140,19 @@ def test_a_group_costs_f_plus_g_encodings_where_its_gate_is_open(siglip, group, 
     counts = count_encodings(reward)
     words = ["red", "blue", "green", "ball", "moves", "left"]
     groups = [group([think(f"It asks. {word}") for word in words[start : start + 3]], seed=start) for start in (0, 3)]
-    rewards = reward.score_batch(groups, [{"accuracy": scores}] * 2)
+    rewards = [reward.score(one, {"accuracy": scores}) for one in groups]
     # Two groups of F = 4 and G = 3: 2 * 4 images and 2 * 3 texts, not 2 * 12 of each.
     assert counts == {"images": images, "texts": texts}
     closed = [score == 0 for score in scores]
     assert all(value == 0 for row in rewards for value, shut in zip(row, closed, strict=True) if shut)
 
 
-def test_all_groups_pass_each_tower_in_one_batch(siglip, group):
+def test_a_group_passes_each_tower_in_one_batch(siglip, group):
     reward = SemanticReward(model_name_or_path=siglip, gate=None)
     calls = []
     for tower in (reward.encoder.model.vision_model, reward.encoder.model.text_model):
         tower.register_forward_pre_hook(lambda module, args: calls.append(type(module).__name__))
-    reward.score_batch([group([think("It asks. red"), think("It asks. blue")], seed=seed) for seed in (0, 1)], [{}] * 2)
+    reward.score(group([think("It asks. red"), think("It asks. blue")]), {})
     assert len(calls) == len(set(calls)) == 2
 
 
@@ -160,17 +160,18 @@ def test_equal_texts_and_equal_clips_are_encoded_once(siglip, group):
     reward = SemanticReward(model_name_or_path=siglip, gate=None)
     counts = count_encodings(reward)
     same = [think("It asks. red"), think("Who? Then. red"), think("It asks. red", WRONG)]
-    reward.score_batch([group(same), group(same, record_id="8")], [{}, {}])
+    reward.score(group(same), {})
     assert counts == {"images": 4, "texts": 1}
+    reward.score(group(same, record_id="8"), {})
+    assert counts == {"images": 4, "texts": 2}
 
 
 def test_batches_do_not_change_scores(siglip, group):
-    groups = [group([think(f"It asks. {word} ball") for word in ("red", "blue")], seed=seed) for seed in (0, 1)]
+    given = group([think(f"It asks. {word} ball") for word in ("red", "blue", "green", "left")])
     scores = [
-        SemanticReward(model_name_or_path=siglip, gate=None, batch_size=size).score_batch(groups, [{}] * 2)
-        for size in (3, 64)
+        SemanticReward(model_name_or_path=siglip, gate=None, batch_size=size).score(given, {}) for size in (3, 64)
     ]
-    assert torch.tensor(scores[0]).numpy() == pytest.approx(torch.tensor(scores[1]).numpy(), abs=1e-6)
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
 
 def test_clips_are_cached_and_the_least_recent_leaves_first(siglip, group):
@@ -218,14 +219,6 @@ def test_images_and_other_sizes_are_read(siglip, siglip2, group, frames):
         reward = SemanticReward(model_name_or_path=folder, gate=None)
         score = reward.score(group([think("It asks. red")], frames), {})[0]
         assert 0 <= score <= 1
-
-
-def test_clips_of_several_sizes_share_a_batch(siglip2, group):
-    groups = [group([think("It asks. red")], torch.full((2, 3, 8 * size, 16), 9)) for size in (1, 3)]
-    reward = SemanticReward(model_name_or_path=siglip2, gate=None, scale=0.5)
-    together = reward.score_batch(groups, [{}, {}])
-    alone = [SemanticReward(model_name_or_path=siglip2, gate=None, scale=0.5).score(one, {}) for one in groups]
-    assert torch.tensor(together).numpy() == pytest.approx(torch.tensor(alone).numpy(), abs=1e-6)
 
 
 def test_nothing_seen_and_nothing_said_score_zero_without_the_encoder(make_group, group):

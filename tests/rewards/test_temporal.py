@@ -41,7 +41,7 @@ def test_records_without_shuffled_completions_earn_nothing():
     assert TemporalReward().score(group(None), {"accuracy": [1.0] * 4}) == [0.0] * 4
 
 
-@pytest.mark.parametrize("options", [{"factor": -0.1}, {"shuffled_share": 0.0}, {"shuffled_share": 1.5}])
+@pytest.mark.parametrize("options", [{"factor": -0.1}, {"shuffled_fraction": 0.0}, {"shuffled_fraction": 1.5}])
 def test_impossible_settings_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         TemporalReward(**options)

@@ -69,7 +69,10 @@ def test_the_pages_rewards_score_the_gold_answers(run_options, capsys):
     [
         ("{class_path: my_rewards.Brevitee}", "Brevitee"),
         ("{class_path: my_rewards.Brevity, init_args: {limt: 3}}", "limt"),
-        ("{class_path: my_rewards.Brevity, init_args: {problem_types: [essay]}}", "'brevity' is routed .*'essay'"),
+        (
+            "{class_path: my_rewards.Brevity, init_args: {problem_types: [essay]}}",
+            "'brevity' has .*'essay'",
+        ),
         ("{class_path: rewards.FunctionReward, init_args: {function: my_rewards.absent}}", "has no 'absent'"),
         ("{class_path: rewards.registered, init_args: {reward: absent}}", "No reward is registered as 'absent'"),
     ],
