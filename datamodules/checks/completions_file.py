@@ -1,23 +1,23 @@
-"""Score a file of stored completions with the accuracy and format rewards, one row at a time."""
+"""Score a file of stored completions with the accuracy and format rewards."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from datamodules.atomic_file import write_atomically
 from rewards.accuracy import accuracy_reward
 from rewards.format import format_reward
 from rewards.suite import TOTAL
 from rewards.types import ProblemType
 
 REQUIRED_KEYS = ("problem_type", "completion", "solution")
-BREAKDOWN_KEY = "rewards"
-"""Where a row's breakdown stands; one from an earlier scoring is replaced."""
+SCORES_KEY = "rewards"
+"""Field of the scores in a row; those of an earlier run are replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,9 @@ class CompletionsSummary:
 
 
 def score_completions_file(input: Path, output: Path) -> CompletionsSummary:
-    """Write each row of a JSONL file with its breakdown added under "rewards": accuracy, format and total, their sum.
+    """Write the rows of a JSONL file, each with its scores under "rewards": accuracy, format and total, their sum.
 
-    The output appears complete or not at all; it may be the input file itself.
+    The output appears whole or not at all; it may be the input file itself.
 
     Args:
         input: JSONL with "problem_type", "completion" and "solution" in every row; other fields are kept.
@@ -59,44 +59,33 @@ def score_completions_file(input: Path, output: Path) -> CompletionsSummary:
             solution that cannot be graded; the message starts with file:line.
         FileNotFoundError: there is no input file.
     """
+    rows = _scored_rows(input)
+    if not rows:
+        raise ValueError(f"{input} has no rows; write one JSON object per line with {', '.join(REQUIRED_KEYS)}.")
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            summary = _write_scored(_scored_rows(input), stream)
-        if summary.count == 0:
-            raise ValueError(f"{input} has no rows; write one JSON object per line with {', '.join(REQUIRED_KEYS)}.")
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
-    return summary
+    write_atomically(output, "".join(json.dumps(row) + "\n" for row in rows))
+    counts = Counter(ProblemType(row["problem_type"]) for row in rows)
+    sums: dict[ProblemType, Counter[str]] = {kind: Counter() for kind in counts}
+    for row in rows:
+        sums[ProblemType(row["problem_type"])].update(row[SCORES_KEY])
+    means = {kind: {name: total / counts[kind] for name, total in sums[kind].items()} for kind in counts}
+    return CompletionsSummary(counts=counts, means=means)
 
 
 def _columns(cells: Sequence[str]) -> str:
     return "".join(f"{cell:>10}" for cell in cells)
 
 
-def _write_scored(rows: Iterator[dict[str, Any]], stream: TextIO) -> CompletionsSummary:
-    counts: Counter[ProblemType] = Counter()
-    sums: dict[ProblemType, Counter[str]] = {}
-    for row in rows:
-        stream.write(json.dumps(row) + "\n")
-        problem_type = ProblemType(row["problem_type"])
-        counts[problem_type] += 1
-        sums.setdefault(problem_type, Counter()).update(row[BREAKDOWN_KEY])
-    means = {kind: {name: value / counts[kind] for name, value in sums[kind].items()} for kind in counts}
-    return CompletionsSummary(counts=dict(counts), means=means)
-
-
-def _scored_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _scored_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 row = _parsed_row(line)
-                breakdown = _breakdown(row)
+                rows.append({**row, SCORES_KEY: _scores(row)})
             except ValueError as error:
                 raise ValueError(f"{path}:{number}: {error}") from error
-            yield {**row, BREAKDOWN_KEY: breakdown}
+    return rows
 
 
 def _parsed_row(line: bytes) -> dict[str, Any]:
@@ -114,7 +103,7 @@ def _parsed_row(line: bytes) -> dict[str, Any]:
     return row
 
 
-def _breakdown(row: Mapping[str, Any]) -> dict[str, float]:
+def _scores(row: Mapping[str, Any]) -> dict[str, float]:
     scores = {
         "accuracy": accuracy_reward(ProblemType(row["problem_type"]), row["completion"], row["solution"]),
         "format": format_reward(row["completion"]),

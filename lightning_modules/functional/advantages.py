@@ -18,14 +18,14 @@ def group_relative_advantages(
     """Rewards relative to their group's mean: A = (r - mean_group) / (std + eps).
 
     `scale` chooses std: that of the group with Bessel's correction (GRPO, arXiv 2402.03300, and the published VideoRFT
-    code), that of all rewards of the batch, or no division at all (Dr. GRPO, arXiv 2503.20783).
+    code), that of all rewards of the batch, or none: no division (Dr. GRPO, arXiv 2503.20783).
 
     Args:
         rewards: float [B, G].
         scale: "group", "batch" or "none".
         eps: keeps the division finite where all rewards of a group agree.
-        all_rewards: float, any shape: the rewards of all ranks, these included, whose std "batch" divides by; None
-            takes `rewards`. The other scales look at one group at a time and need none.
+        all_rewards: float, any shape: the rewards of all ranks, including these; "batch" divides by their std. None
+            takes `rewards`. The other scales do not read it.
 
     Returns:
         float [B, G].
@@ -38,16 +38,16 @@ def group_relative_advantages(
             f"rewards have shape {tuple(rewards.shape)}; a group-relative advantage needs [B, G] with G >= 2 "
             "completions per prompt."
         )
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    centered = rewards - rewards.mean(dim=1, keepdim=True)
     if scale == "group":
-        return centred / (rewards.std(dim=1, keepdim=True) + eps)
+        return centered / (rewards.std(dim=1, keepdim=True) + eps)
     if scale == "batch":
-        return centred / ((rewards if all_rewards is None else all_rewards).std() + eps)
+        return centered / ((rewards if all_rewards is None else all_rewards).std() + eps)
     if scale == "none":
-        return centred
+        return centered
     raise ValueError(f"scale is {scale!r}; allowed are {', '.join(map(repr, get_args(AdvantageScale)))}.")
 
 
 def zero_variance(rewards: Tensor) -> Tensor:
-    """bool [B]: the group's rewards [B, G] all agree, so it has no policy gradient."""
+    """bool [B]: all rewards of the group (a row of [B, G]) are equal, so it has no policy gradient."""
     return (rewards == rewards[:, :1]).all(dim=1)

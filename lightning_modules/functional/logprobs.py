@@ -1,8 +1,8 @@
 """Log-probabilities of given tokens straight from hidden states, in chunks, with a hand-written backward.
 
 The [N, V] logits of a long completion batch would be the largest tensor of the whole step. Here at most
-`chunk_size` rows of them, or an equal share of columns, exist at a time; the backward computes them again instead of
-keeping them.
+`chunk_size` rows of them, or columns of the same total size, exist at a time; the backward computes them again instead
+of keeping them.
 
 Shapes: N token positions, H hidden size, V vocabulary.
 """
@@ -17,20 +17,20 @@ from torch.autograd.function import once_differentiable
 
 
 class TokenStatistics(NamedTuple):
-    """What is known about each of N given tokens."""
+    """Log-probability, entropy and rank of each of N given tokens."""
 
     logprobs: Tensor
     """float32 [N], differentiable."""
     entropy: Tensor
     """float32 [N], entropy of the distribution at that position in nats; not differentiable."""
     is_top: Tensor
-    """bool [N], the token is the most likely one."""
+    """bool [N], true where the token is the most likely one."""
 
 
 def token_statistics(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, chunk_size: int = 512
 ) -> TokenStatistics:
-    """log softmax(hidden @ weight.T / temperature)[target], with entropy and hit, in memory of one chunk.
+    """log softmax(hidden @ weight.T / temperature)[target] and what else `TokenStatistics` holds, chunk by chunk.
 
     The derivative with respect to the scaled logits z is (onehot(target) - softmax(z)) * upstream.
 
@@ -39,7 +39,7 @@ def token_statistics(
         weight: [V, H], the output projection (no bias).
         targets: int64 [N].
         temperature: divides the logits.
-        chunk_size: rows of logits, or as many numbers in another shape, that exist at a time.
+        chunk_size: rows of logits that exist at a time; the backward keeps to the same number of elements.
     """
     assert hidden.ndim == 2 and weight.ndim == 2 and targets.shape == hidden.shape[:1], (
         hidden.shape,
@@ -81,7 +81,7 @@ class _ChunkedTokenStatistics(torch.autograd.Function):
             logprobs[rows] = chosen.squeeze(1) - normalizer[rows]
             # The entropy is the normalizer minus the mean logit, both relative to the top logit here.
             entropy[rows] = total.log() - exponentials.mul_(logits).sum(dim=-1) / total
-            del logits, exponentials  # else the next chunk is made while this one still exists
+            del logits, exponentials  # otherwise they would still exist while the next chunk is computed
         ctx.save_for_backward(hidden, weight, targets, normalizer)
         ctx.temperature, ctx.chunk_size = temperature, chunk_size
         ctx.mark_non_differentiable(entropy, is_top)
@@ -93,9 +93,9 @@ class _ChunkedTokenStatistics(torch.autograd.Function):
         hidden, weight, targets, normalizer = ctx.saved_tensors
         head = weight.to(hidden.dtype)
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        # Normalizers are known, so chunks may be columns of all rows instead of rows. Each then finishes its part of
-        # the weight's gradient; what adds up over chunks is the hidden states' gradient, the smaller of the two. The
-        # sum is in float32: a bfloat16 one would lose the small parts.
+        # The normalizers are known, so chunks can be columns of all rows instead of rows. Each then completes its part
+        # of the weight's gradient, and only the hidden states' gradient, the smaller of the two, is summed over chunks.
+        # The sum is in float32: in bfloat16 it would lose small terms.
         grad_hidden = torch.zeros_like(hidden, dtype=normalizer.dtype) if need_hidden else None
         grad_weight = torch.empty_like(weight) if need_weight else None
         # The upstream factor scales rows; scaling the states instead of the logits' gradient is V / H times cheaper.

@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
-    """bool [S, size], true on the first `lengths[s]` places of row s; lengths int64 [S]."""
+    """bool [S, size], true in the first `lengths[s]` places of row s; lengths int64 [S]."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Scalar mean of `values` where `mask` (same shape) is true; 0 where it is true nowhere."""
+    """Scalar mean of `values` where `mask` (same shape) is true; 0 if it is true nowhere."""
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 

@@ -1,7 +1,7 @@
-"""Three-dimensional rotary positions of Qwen2-VL and Qwen2.5-VL, computed here and passed explicitly everywhere.
+"""Three-dimensional rotary positions of Qwen2-VL and Qwen2.5-VL, computed here and passed to every forward.
 
-Library versions disagree about where text continues after a video. This is the rule that the published models were
-trained with: it continues at the largest of the temporal, vertical and horizontal position, plus one.
+Versions of transformers disagree about where text continues after a video. This is the rule that the published models
+were trained with: one after the largest temporal, vertical or horizontal position.
 
 Shapes: B rows, L tokens, n images, m videos.
 """
@@ -24,7 +24,7 @@ def mrope_position_ids(
     spatial_merge_size: int,
     tokens_per_second: float,
 ) -> tuple[Tensor, Tensor]:
-    """Positions of every token and of the first token that would follow each row.
+    """Positions of every token, and of the token that would follow each row.
 
     Text counts up by one in all three rows. An image or video starting at position s has, at patch (t, y, x) after
     spatial merging, the positions (s + int(t * seconds * tokens_per_second), s + y, s + x); an image has t = 0.

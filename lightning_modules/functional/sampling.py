@@ -14,9 +14,9 @@ def filtered_logprobs(
 ) -> Tensor:
     """Log-probabilities of the distribution that is sampled from, -inf where a filter removed the token.
 
-    The filters look at softmax(logits / temperature), each at what the one before it left: top_k keeps the k most
+    The filters apply to softmax(logits / temperature), each to what the one before it left: top_k keeps the k most
     likely tokens, top_p the smallest set of most likely tokens whose probability reaches top_p (at least one), min_p
-    the tokens with at least min_p times the largest probability. What is left is normalized.
+    the tokens with at least min_p times the largest probability. What remains is normalized.
 
     Args:
         logits: float [S, V]; -inf bans a token.
@@ -50,10 +50,10 @@ def _renormalized(logprobs: Tensor) -> Tensor:
 
 
 def inverse_cdf_sample(logprobs: Tensor, uniforms: Tensor) -> Tensor:
-    """The token at which the cumulative probability passes a uniform number: one draw per row, no generator.
+    """The token at which the cumulative probability exceeds a uniform number: one draw per row, no generator.
 
-    Since the randomness comes in as numbers, a completion depends on its own numbers only and not on the batch it is
-    sampled in. The cumulative sum runs in float64: over a large vocabulary float32 would round rare tokens away.
+    The random numbers are given, so a completion depends only on its own numbers and not on the batch it is sampled
+    in. The cumulative sum is in float64: over a large vocabulary float32 would round rare tokens away.
 
     Args:
         logprobs: float [S, V], normalized.
