@@ -5,8 +5,7 @@ Shapes: N images or texts, D embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -131,12 +130,7 @@ class ImageTextEncoder:
         Returns:
             float32 [N, D] on the CPU.
         """
-        rows = []
-        for batch in self._batches(images):
-            inputs = self.image_inputs(batch)
-            with self._undisturbed():
-                rows.append(_unit(self.model.get_image_features(**self._on_device(inputs)).pooler_output))
-        return torch.cat(rows)  # [N, D]
+        return self._encode(images, self.image_inputs, self.model.get_image_features)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors of texts, each cut to `text_length` tokens.
@@ -144,22 +138,15 @@ class ImageTextEncoder:
         Returns:
             float32 [N, D] on the CPU.
         """
-        rows = []
-        for batch in self._batches(texts):
-            input_ids = self.text_inputs(batch)
-            with self._undisturbed():
-                rows.append(
-                    _unit(self.model.get_text_features(**self._on_device({"input_ids": input_ids})).pooler_output)
-                )
-        return torch.cat(rows)  # [N, D]
+        return self._encode(texts, self.text_inputs, self.model.get_text_features)
 
     def image_inputs(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
         """Inputs of the image tower: the bytes after the checkpoint's own resizing and normalization."""
         assert all(image.dtype == torch.uint8 for image in images), "images must be uint8"
         return dict(self.processor.image_processor(list(images), return_tensors="pt"))
 
-    def text_inputs(self, texts: Sequence[str]) -> Tensor:
-        """Token ids [N, limit], padded to the tower's limit.
+    def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Inputs of the text tower: token ids [N, limit], padded to the tower's limit.
 
         Both families were trained on lower-case text, though not every tokenizer is configured for it, and with
         attention to the padding: the tower's vector is that of the last position, so there is no attention mask.
@@ -168,31 +155,21 @@ class ImageTextEncoder:
         lowered = [text.lower() for text in texts]
         cut = tokenizer(lowered, truncation=True, max_length=self.text_length, return_attention_mask=False)
         limit = self.config.text_config.max_position_embeddings
-        padded = tokenizer.pad(
-            {"input_ids": cut["input_ids"]}, padding="max_length", max_length=limit, return_tensors="pt"
-        )
-        return padded["input_ids"]  # [N, limit]
+        ids = {"input_ids": cut["input_ids"]}
+        padded = tokenizer.pad(ids, padding="max_length", max_length=limit, return_tensors="pt")
+        return {"input_ids": padded["input_ids"]}  # [N, limit]
 
-    def _batches(self, items: Sequence) -> Iterator[Sequence]:
+    def _encode(self, items: Sequence, inputs: Callable[[Sequence], dict[str, Tensor]], tower: Callable) -> Tensor:
+        rows, dtype, device = [], getattr(torch, self.dtype), self.model.device
         for start in range(0, len(items), self.batch_size):
-            yield items[start : start + self.batch_size]
-
-    def _on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        dtype = getattr(torch, self.dtype)
-        return {
-            name: value.to(self.model.device, dtype if value.is_floating_point() else None)
-            for name, value in inputs.items()
-        }
-
-    @contextmanager
-    def _undisturbed(self) -> Iterator[None]:
-        """No gradient, and the encoder's own dtype inside a training step of mixed precision."""
-        with torch.no_grad(), torch.autocast(self.model.device.type, enabled=False):
-            yield
-
-
-def _unit(features: Tensor) -> Tensor:
-    return normalize(features.float(), dim=-1).cpu()
+            given = {
+                name: value.to(device, dtype if value.is_floating_point() else None)
+                for name, value in inputs(items[start : start + self.batch_size]).items()
+            }
+            # The encoder keeps its own dtype inside a training step of mixed precision.
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                rows.append(normalize(tower(**given).pooler_output.float(), dim=-1).cpu())
+        return torch.cat(rows)  # [N, D]
 
 
 def _looks_like_path(model_name_or_path: str) -> bool:
