@@ -79,7 +79,7 @@ class LossOutput:
     """A loss to differentiate and what to log about it."""
 
     loss: Tensor
-    """Scalar. Summed over the micro-batches of a step it is the loss of the rank's share."""
+    """Scalar. Summed over the micro-batches of a step it is the loss of everything on this rank."""
     metrics: Mapping[str, Tensor]
     """Detached scalars, means over the tokens of this micro-batch: `clip_fraction`, `ratio` and, with a reference,
     `kl`. The mean over micro-batches, weighted by their tokens, is that of the whole batch."""

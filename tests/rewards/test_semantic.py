@@ -336,29 +336,29 @@ def test_the_suite_gates_and_weighs_it(siglip, group):
     assert breakdown.components["semantic"].tolist() == [pytest.approx([0.56, 0.0])]
 
 
-def test_a_missing_folder_is_said_at_construction(tmp_path):
+def test_a_missing_folder_is_reported_at_construction(tmp_path):
     with pytest.raises(ValueError, match=r"there is no config\.json in that folder\. Give the folder of a SigLIP"):
         SemanticReward(model_name_or_path=str(tmp_path / "nowhere"))
 
 
-def test_another_kind_of_model_is_said_at_construction(tiny_folder):
+def test_another_kind_of_model_is_reported_at_construction(tiny_folder):
     with pytest.raises(ValueError, match="holds a 'qwen2_5_vl' model, which is not a two-tower image-text model"):
         SemanticReward(model_name_or_path=str(tiny_folder))
 
 
-def test_a_folder_without_processor_is_said_at_construction(siglip, tmp_path):
+def test_a_folder_without_processor_is_reported_at_construction(siglip, tmp_path):
     shutil.copy(Path(siglip) / "config.json", tmp_path)
     with pytest.raises(ValueError, match=r"processor of .* cannot be read"):
         SemanticReward(model_name_or_path=str(tmp_path))
 
 
-def test_a_folder_without_weights_is_said_at_construction(siglip, tmp_path):
+def test_a_folder_without_weights_is_reported_at_construction(siglip, tmp_path):
     folder = shutil.copytree(siglip, tmp_path / "copy", ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(ValueError, match="has no weights"):
         SemanticReward(model_name_or_path=str(folder))
 
 
-def test_a_missing_sentencepiece_is_said_at_construction(siglip, monkeypatch):
+def test_a_missing_sentencepiece_is_reported_at_construction(siglip, monkeypatch):
     def from_pretrained(folder):
         raise ImportError("SiglipTokenizer requires the SentencePiece library")
 
@@ -367,7 +367,7 @@ def test_a_missing_sentencepiece_is_said_at_construction(siglip, monkeypatch):
         SemanticReward(model_name_or_path=siglip)
 
 
-def test_an_unknown_name_is_said_on_first_use(group, monkeypatch):
+def test_an_unknown_name_is_reported_on_first_use(group, monkeypatch):
     def from_pretrained(name):
         raise OSError("no such repository")
 
