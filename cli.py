@@ -38,7 +38,6 @@ KNOWN_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own
     r"Total length of `list` across ranks is zero",  # fit without validation files
     r"The '\w+_dataloader' does not have many workers",  # the number of workers is configured
-    r"The ``compute`` method of metric BenchmarkMetric was called before",  # a rank may have had nothing to answer
     r"Found \d+ module\(s\) in eval mode at the start of training",  # GRPO's frozen reference
     r"Using ModelCheckpoint with manual optimization",  # weights after the update are what a resume needs
     r"\s*``instantiate_classes`` was deprecated",  # its successor is not in the oldest jsonargparse supported

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import nn
 
 from datamodules.evaluation.benchmark_datamodule import BenchmarkBatch, BenchmarkDataModule
-from datamodules.evaluation.benchmarks import Benchmark
+from datamodules.evaluation.benchmarks.benchmark import Benchmark
 from datamodules.types import VideoRecord
 from lightning_modules.evaluation import manifest as manifests
 from lightning_modules.evaluation.answers import Answerer, ChoiceScoring, grade_record, prediction_of
-from lightning_modules.evaluation.manifest import Manifest
+from lightning_modules.evaluation.manifest import Manifest, Settings
 from lightning_modules.evaluation.report.write import EXAMPLES, write_report
-from lightning_modules.evaluation.results import headline_names, render_table
+from lightning_modules.evaluation.results import BenchmarkResults, benchmark_results, logged_values, render_table
 from lightning_modules.evaluation.run import BenchmarkRun
 from lightning_modules.policy_module import PolicyModule
 from rewards.answer_format import ANSWER_OPEN
-from rewards.evaluation.metrics import BenchmarkMetric
-from rewards.evaluation.predictions import Prediction, metric_rows
-from rewards.evaluation.scoring import Protocol
+from rewards.evaluation.predictions import Prediction
+from rewards.evaluation.scoring import ScoringRule
 
 
 class BenchmarkModule(PolicyModule):
@@ -32,11 +29,11 @@ class BenchmarkModule(PolicyModule):
 
     Args:
         output: run folder: manifest, predictions and results. A run that was interrupted goes on in it.
-        protocols: scoring rules, each reported by itself: videorft, official; null takes both.
+        scoring_rules: each is reported by itself: videorft, official; null takes both.
         choice_scoring: answer multiple choice by what the model writes (generate), or by the likeliest option letter
             (likelihood); other questions are always generated.
         answer_prefix: with likelihood, what stands between the prompt and the letter.
-        retry_failed: answer batches with failed items anew, after their media were mended.
+        retry_failed: answer batches with failed items anew, after their media were repaired.
         manifest: manifest.json of an earlier run that this one must agree with in model, data and settings.
         report_examples: examples of each benchmark, with their frames, on the page report.html.
         kwargs: the arguments of `PolicyModule`.
@@ -45,7 +42,7 @@ class BenchmarkModule(PolicyModule):
     def __init__(
         self,
         output: str,
-        protocols: list[Protocol] | None = None,
+        scoring_rules: list[ScoringRule] | None = None,
         choice_scoring: ChoiceScoring = "generate",
         answer_prefix: str = ANSWER_OPEN,
         retry_failed: bool = False,
@@ -55,7 +52,7 @@ class BenchmarkModule(PolicyModule):
     ) -> None:
         super().__init__(**kwargs)
         self.output = Path(output)
-        self.protocols: list[Protocol] = list(protocols or get_args(Protocol))
+        self.scoring_rules: list[ScoringRule] = list(scoring_rules or get_args(ScoringRule))
         self.choice_scoring: ChoiceScoring = choice_scoring
         self.answer_prefix = answer_prefix
         self.retry_failed = retry_failed
@@ -65,8 +62,11 @@ class BenchmarkModule(PolicyModule):
         self.report_examples = report_examples
         self.run_config: dict[str, Any] | None = None
         """The configuration that makes this run, for `--manifest`; the command line fills it in."""
-        self.benchmark_metrics = nn.ModuleDict()
         self.run: BenchmarkRun | None = None
+        self.unwritten: list[Prediction] = []
+        """This rank's predictions of a fast_dev_run, which has no run folder."""
+        self.notes: dict[str, list[str]] = {}
+        """Benchmark -> what a reader of its scores must know about this run's data."""
 
     def setup(self, stage: str) -> None:
         data, stage = self.trainer.datamodule, TrainerFn(stage).value
@@ -75,15 +75,8 @@ class BenchmarkModule(PolicyModule):
                 f"BenchmarkModule runs validate and test on a BenchmarkDataModule; this is {stage} on "
                 f"{type(data).__name__}. See configs/eval/."
             )
-        notes = data.check_records(self._check_record)
-        self.benchmark_metrics = nn.ModuleDict(
-            {
-                f"{name}/{protocol}": BenchmarkMetric(name, protocol)
-                for name in data.benchmarks
-                for protocol in self.protocols
-            }
-        )
-        self.run = None
+        self.notes = data.check_records(self._check_record)
+        self.run, self.unwritten = None, []
         if self.trainer.fast_dev_run:
             rank_zero_info("BenchmarkModule writes nothing in a fast_dev_run.")
             return
@@ -92,7 +85,7 @@ class BenchmarkModule(PolicyModule):
         if self.expected_manifest is not None:
             for line in manifests.check_replay(self.expected_manifest, manifest):
                 rank_zero_warn(f"Another version than in the manifest: {line}; scores may differ by rounding.")
-        self.run = BenchmarkRun(self.output, manifest, data, self.protocols, notes)
+        self.run = BenchmarkRun(self.output, manifest, data, self.notes)
         self.run.check(retry_failed=self.retry_failed)
         strategy.barrier("manifests compared")
         if self.trainer.is_global_zero:
@@ -100,8 +93,6 @@ class BenchmarkModule(PolicyModule):
         strategy.barrier("earlier predictions gathered")
         answered = self.run.journal.answered()
         data.skip(frozenset(answered))
-        if self.trainer.is_global_zero:
-            self._count(answered.values())
         self.run.journal.open(self.trainer.global_rank)
         if answered:
             rank_zero_info(f"{len(answered):,} of {len(data.keys()):,} questions are answered already.")
@@ -117,10 +108,15 @@ class BenchmarkModule(PolicyModule):
 
     def _answer(self, batch: BenchmarkBatch) -> list[dict[str, Any]]:
         outcomes = self._answerer().outcomes(batch)
-        predictions = [prediction_of(item, outcomes[item.key], self.protocols) for item in batch.items]
-        if self.run is not None and predictions:
-            self.run.journal.append(predictions)
-        self._count(predictions)
+        scoring = self.trainer.datamodule.benchmarks
+        predictions = [
+            prediction_of(item, outcomes[item.key], scoring[item.key.benchmark], self.scoring_rules)
+            for item in batch.items
+        ]
+        if self.run is None:
+            self.unwritten += predictions
+        else:
+            self.run.journal.append(prediction.to_line() for prediction in predictions)
         return [asdict(prediction) for prediction in predictions]
 
     def _answerer(self) -> Answerer:
@@ -134,54 +130,63 @@ class BenchmarkModule(PolicyModule):
             device=self.device,
         )
 
-    def _count(self, predictions: Collection[Prediction]) -> None:
-        for metric in self.benchmark_metrics.values():
-            own = (prediction for prediction in predictions if prediction.benchmark == metric.benchmark)
-            rows = metric_rows(own, metric.protocol)
-            if rows:
-                metric.update(rows)
-
     def _log_answers(self, stage: str) -> None:
         """Log all means, and, when all questions are answered, write and show the results."""
-        for name, metric in self.benchmark_metrics.items():
-            values = {mean: float(value) for mean, value in metric.compute().items()}
-            headline = [mean for mean in headline_names(metric.benchmark, metric.protocol) if mean in values]
-            for mean in headline:
-                self.log(f"{stage}/{name}/{mean}", values.pop(mean))
-            for logger in self.loggers:
-                logger.log_metrics({f"{stage}/{name}/{mean}": value for mean, value in values.items()}, step=0)
         if self.run is None:
+            self._log(stage, benchmark_results(self.unwritten, self.scoring_rules, self.notes))
             return
+        strategy = self.trainer.strategy
         self.run.journal.close()
-        self.trainer.strategy.barrier("questions answered")
-        if self.trainer.is_global_zero:
-            results = self.run.publish()
-            if results is None:
-                rank_zero_info(f"Not all questions are answered; the same command goes on from {self.output}.")
-            else:
-                report = write_report(self.output, examples=self.report_examples)
-                rank_zero_info(
-                    f"{render_table(results)}\nPredictions and results: {self.output}\nReport: {report.html}"
-                )
-        self.trainer.strategy.barrier("results written")
+        strategy.barrier("questions answered")
+        results, complete = strategy.broadcast(self.run.publish() if self.trainer.is_global_zero else None)
+        self._log(stage, results)
+        if not complete:
+            rank_zero_info(f"Not all questions are answered; the same command goes on from {self.output}.")
+        elif self.trainer.is_global_zero:
+            report = write_report(self.output, examples=self.report_examples)
+            rank_zero_info(f"{render_table(results)}\nPredictions and results: {self.output}\nReport: {report.html}")
+        strategy.barrier("report written")
+
+    def _log(self, stage: str, results: dict[str, BenchmarkResults]) -> None:
+        for benchmark, of_benchmark in results.items():
+            for rule, of_rule in of_benchmark.scoring_rules.items():
+                values = {f"{stage}/{benchmark}/{rule}/{name}": value for name, value in logged_values(of_rule).items()}
+                for name in of_rule.headline:
+                    tag = f"{stage}/{benchmark}/{rule}/{name}"
+                    if tag in values:
+                        self.log(tag, values.pop(tag))
+                for logger in self.loggers:
+                    logger.log_metrics(values, step=0)
 
     def _check_record(self, benchmark: Benchmark, record: VideoRecord) -> None:
-        grade_record(benchmark.name, record, self.protocols, answer=None)
+        grade_record(benchmark, record, self.scoring_rules, answer=None)
 
     def _manifest(self, data: BenchmarkDataModule) -> Manifest:
-        settings = {
-            "decoding": asdict(self.evaluation),
-            "choice_scoring": self.choice_scoring,
-            "answer_prefix": self.answer_prefix,
-            "protocols": self.protocols,
-            "seed": self.seed,
-            "dtype": self.dtype_name,
-            "precision": str(self.trainer.precision),
-            "attn_implementation": self.attn_implementation,
-            "quantization": self.quantization,
-            "lora": None if self.lora is None else asdict(self.lora),
-        }
-        environment = {"device": str(self.trainer.strategy.root_device), "ranks": self.trainer.world_size}
+        settings = Settings(
+            benchmarks=list(data.benchmarks),
+            limit=data.limit,
+            frames=data.eval_frames,
+            reader=data.reader,
+            seconds_per_patch=data.seconds_per_patch,
+            max_prompt_tokens=data.max_prompt_tokens,
+            batch_size=data.eval_batch_size,
+            prompt=data.prompt.settings(),
+            decoding=self.evaluation,
+            choice_scoring=self.choice_scoring,
+            answer_prefix=self.answer_prefix,
+            scoring_rules=self.scoring_rules,
+            seed=self.seed,
+            dtype=self.dtype_name,
+            precision=str(self.trainer.precision),
+            attn_implementation=self.attn_implementation,
+            quantization=self.quantization,
+            lora=self.lora,
+        )
         return manifests.new_manifest(
-            self.model_name_or_path, data, settings=settings, environment=environment, run=self.run_config
+            self.model_name_or_path,
+            data,
+            settings,
+            device=str(self.trainer.strategy.root_device),
+            ranks=self.trainer.world_size,
+            run=self.run_config,
         )

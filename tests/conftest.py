@@ -12,13 +12,13 @@ from datamodules.evaluation.benchmarks import BENCHMARKS
 from datamodules.media import read_media
 from datamodules.prompts import PromptTemplate
 from datamodules.records import RecordFile
-from datamodules.synthetic.dataset import write_mixed_dataset
 from datamodules.types import EncodedPrompt
 from datamodules.video.frame_sampling import FrameConfig
 from lightning_modules.policy.loading import load_policy
 from lightning_modules.policy.policy import Policy
 from lightning_modules.policy.tiny import TinyConfig, write_tiny_model
 from tests.datamodules.evaluation.benchmark_samples import write_benchmark_sample
+from tests.datamodules.synthetic.mixed_dataset import write_mixed_dataset
 
 torch.set_num_threads(1)
 
@@ -52,8 +52,8 @@ def mixed_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def benchmark_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data root with the tiny data sets of all benchmarks."""
     folder = tmp_path_factory.mktemp("benchmarks")
-    for name in BENCHMARKS:
-        write_benchmark_sample(folder, name)
+    for benchmark in BENCHMARKS.values():
+        write_benchmark_sample(folder, benchmark)
     return folder
 
 

@@ -8,9 +8,7 @@ from pyarrow import parquet
 
 import cli
 from datamodules.evaluation.benchmarks import BENCHMARKS
-from datamodules.evaluation.conversion import CONVERTERS
-from datamodules.records import RecordFile
-from tests.datamodules.evaluation.benchmark_samples import write_benchmark_sample
+from tests.datamodules.evaluation.benchmark_samples import converted_example
 
 
 def status(*arguments):
@@ -20,27 +18,22 @@ def status(*arguments):
         return leaving.code
 
 
-@pytest.mark.parametrize("name", list(BENCHMARKS))
-def test_annotation_files_become_the_published_questions(name, tmp_path, capsys):
-    sample = write_benchmark_sample(tmp_path, name)
-    files = []
-    for number, (part, rows) in enumerate(sample.annotations.items()):
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_annotation_files_become_the_data_file(name, tmp_path, capsys):
+    benchmark, files = BENCHMARKS[name], []
+    for number, (part, content) in enumerate(benchmark.example.items()):
         path = tmp_path / f"own{number}.json"
-        path.write_text(json.dumps(rows))
-        files.append(f"{part}={path}" if CONVERTERS[name].parts else path)
+        path.write_text(json.dumps(content))
+        files.append(f"{part}={path}" if benchmark.parts else path)
     output = tmp_path / "made" / "eval.json"
     assert status(name, *files, "--output", output) == 0
-    made, published = RecordFile(output, tmp_path), RecordFile(sample.file, tmp_path)
-    assert [(r.path, r.solution, r.problem_type) for r in made] == [
-        (r.path, r.solution, r.problem_type) for r in published
-    ]
-    assert f"4 questions in {output}; {BENCHMARKS[name].title} has" in capsys.readouterr().out
+    assert json.loads(output.read_text()) == converted_example(benchmark)
+    assert f"4 questions in {output}; {benchmark.title} has" in capsys.readouterr().out
     assert [path.name for path in output.parent.iterdir()] == ["eval.json"]
 
 
 def test_lines_and_parquet_are_read_as_json_is(tmp_path):
-    sample = write_benchmark_sample(tmp_path, "videomme")
-    rows = sample.annotations["all"]
+    rows = BENCHMARKS["videomme"].example[""]
     (tmp_path / "own.json").write_text(json.dumps(rows))
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "own.parquet")
@@ -50,8 +43,7 @@ def test_lines_and_parquet_are_read_as_json_is(tmp_path):
 
 
 def test_videos_may_lie_elsewhere_and_lectures_be_left_out(tmp_path):
-    sample = write_benchmark_sample(tmp_path, "videommmu")
-    (track, rows), *_ = sample.annotations.items()
+    (track, rows), *_ = BENCHMARKS["videommmu"].example.items()
     (tmp_path / "own.json").write_text(json.dumps(rows))
     output = tmp_path / "eval.json"
     given = ("videommmu", f"{track}={tmp_path}/own.json", "--output", output, "--folder", "clips", "--question_only")

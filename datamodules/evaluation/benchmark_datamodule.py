@@ -7,7 +7,7 @@ of ranks and after any interruption, so that an answer cannot depend on them thr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.collate import PromptCollator
-from datamodules.evaluation.benchmarks import BENCHMARKS, Benchmark
+from datamodules.evaluation.benchmarks import BENCHMARKS
+from datamodules.evaluation.benchmarks.benchmark import Benchmark
 from datamodules.media import record_times
 from datamodules.records import RecordFile
 from datamodules.types import EncodedPrompt, PromptBatch, VideoRecord
@@ -133,9 +134,9 @@ class BenchmarkDataModule(VideoDataModule):
         return super().stage_files(stage)
 
     def find_fault(self, record: VideoRecord, seconds: float | None) -> str | None:
-        """A mistaken copy of a video, missing times, a video of another length than its group's."""
+        """A mistaken copy of a video, missing times, a video of another length than its category's."""
         (name,) = (name for name, path in self.paths.items() if Path(path) == record.file)
-        return self.benchmarks[name].fault(record, seconds)
+        return self.benchmarks[name].defect(record, seconds)
 
     def files_of(self) -> Iterator[tuple[Benchmark, RecordFile]]:
         """Each benchmark with its opened data file."""
@@ -188,25 +189,12 @@ class BenchmarkDataModule(VideoDataModule):
                     check(benchmark, record)
                 except ValueError as error:
                     problems.append(f"{record.where}: {str(error).removeprefix(f'{record.where}: ')}")
-            notes[benchmark.name] = [*benchmark.size_differences(records), *_traps(benchmark, records)]
+            notes[benchmark.name] = _notes(benchmark, records)
         if problems:
             more = f"\n  and {len(problems) - SHOWN_PROBLEMS:,} more" if len(problems) > SHOWN_PROBLEMS else ""
             shown = "\n  ".join(problems[:SHOWN_PROBLEMS])
             raise ValueError(f"{len(problems):,} questions cannot be evaluated:\n  {shown}{more}")
         return notes
-
-    def settings(self) -> dict[str, Any]:
-        """What the model's input depends on besides data and model, as plain JSON."""
-        return {
-            "benchmarks": list(self.benchmarks),
-            "limit": self.limit,
-            "frames": asdict(self.eval_frames),
-            "reader": self.reader,
-            "seconds_per_patch": self.seconds_per_patch,
-            "max_prompt_tokens": self.max_prompt_tokens,
-            "batch_size": self.eval_batch_size,
-            "prompt": self.prompt.settings(),
-        }
 
     def _range(self, file: RecordFile) -> range:
         return range(len(file) if self.limit is None else min(self.limit, len(file)))
@@ -228,10 +216,17 @@ class BenchmarkDataModule(VideoDataModule):
         )
 
 
-def _traps(benchmark: Benchmark, records: Sequence[VideoRecord]) -> list[str]:
-    """One sentence if some of the records cannot give the benchmark's score."""
-    found = [trap for trap in map(benchmark.trap, records) if trap is not None]
-    return [f"{len(found):,} of {len(records):,} questions are not the benchmark's; first: {found[0]}"] if found else []
+def _notes(benchmark: Benchmark, records: Sequence[VideoRecord]) -> list[str]:
+    """Where the records are not those of the full benchmark, one sentence each."""
+    notes = []
+    if len(records) != benchmark.items:
+        notes.append(
+            f"{len(records):,} questions where {benchmark.title} has {benchmark.items:,}: the score is that of a part."
+        )
+    found = [defect for defect in map(benchmark.defect, records) if defect is not None]
+    if found:
+        notes.append(f"{len(found):,} of {len(records):,} questions are not the benchmark's; first: {found[0]}")
+    return notes
 
 
 def _check_names(benchmarks: Sequence[str], files: dict[str, str], limit: int | None) -> None:

@@ -3,53 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from datamodules.atomic_file import write_atomically
-from datamodules.evaluation.converters import (
-    TempCompassTask,
-    VideoMMMUTrack,
-    convert_mmvu,
-    convert_mvbench,
-    convert_tempcompass,
-    convert_videomme,
-    convert_videommmu,
-    convert_vsibench,
-)
-from datamodules.evaluation.layouts import MVBENCH_TASKS
+from datamodules.evaluation.benchmarks.benchmark import Benchmark, Record
 
-Records = Iterator[dict[str, Any]]
 SUFFIXES = (".json", ".jsonl", ".parquet")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Converter:
-    """How one benchmark's files become records."""
-
-    convert: Callable[..., Records]
-    """(content of a file, its part if there are parts, **options) -> records."""
-    parts: tuple[str, ...] = ()
-    """Tasks or tracks, where the authors publish a file for each and the file does not name it."""
-
-
-CONVERTERS: dict[str, Converter] = {
-    "vsibench": Converter(convert=convert_vsibench),
-    "videommmu": Converter(convert=convert_videommmu, parts=get_args(VideoMMMUTrack)),
-    "mmvu": Converter(convert=convert_mmvu),
-    "mvbench": Converter(convert=convert_mvbench, parts=tuple(MVBENCH_TASKS)),
-    "tempcompass": Converter(convert=convert_tempcompass, parts=get_args(TempCompassTask)),
-    "videomme": Converter(convert=convert_videomme),
-}
-
-
-def convert_files(name: str, files: Sequence[str], output: Path, options: Mapping[str, Any] | None = None) -> int:
+def convert_files(benchmark: Benchmark, files: Sequence[str], output: Path, **options: str | bool) -> int:
     """Write the records of annotation files, in the order given, as a JSON list that appears whole or not at all.
 
     Args:
-        name: a key of `CONVERTERS`.
+        benchmark: whose files they are.
         files: paths of .json, .jsonl or .parquet files; PART=PATH for a benchmark with parts.
         output: the data file.
         options: of the benchmark's converter, such as `folder`.
@@ -58,14 +26,12 @@ def convert_files(name: str, files: Sequence[str], output: Path, options: Mappin
         Number of records.
 
     Raises:
-        ValueError: unknown benchmark or part, a file that cannot be read, a row that is none of the benchmark's, or
-            one question twice.
+        ValueError: an unknown part, a file that cannot be read, a row that is none of the benchmark's, or one question
+            twice.
     """
-    if name not in CONVERTERS:
-        raise ValueError(f"{name!r} is no benchmark; choose one of {', '.join(CONVERTERS)}.")
-    records: dict[str, dict[str, Any]] = {}
+    records: dict[str, Record] = {}
     for given in files:
-        for record in _records(CONVERTERS[name], name, given, dict(options or {})):
+        for record in _records(benchmark, given, options):
             problem_id = record["problem_id"]
             if problem_id in records:
                 raise ValueError(f"{given}: question {problem_id!r} was there before. Give each file once.")
@@ -75,18 +41,18 @@ def convert_files(name: str, files: Sequence[str], output: Path, options: Mappin
     return len(records)
 
 
-def _records(converter: Converter, name: str, given: str, options: dict[str, Any]) -> Records:
+def _records(benchmark: Benchmark, given: str, options: dict[str, str | bool]) -> Iterator[Record]:
     part, path = "", given
-    if converter.parts:
+    if benchmark.parts:
         part, _, path = given.partition("=")
-        if part not in converter.parts or not path:
+        if part not in benchmark.parts or not path:
             raise ValueError(
-                f"{given!r}: the files of {name} do not say what they hold. Write PART=FILE, with one of these parts: "
-                f"{', '.join(converter.parts)}."
+                f"{given!r}: the files of {benchmark.name} do not say what they hold. Write PART=FILE, with one of "
+                f"these parts: {', '.join(benchmark.parts)}."
             )
     content = _content(Path(path))
     try:
-        yield from converter.convert(content, *([part] if converter.parts else []), **options)
+        yield from benchmark.convert(content, *([part] if part else []), **options)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

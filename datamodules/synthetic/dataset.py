@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from datamodules.synthetic.generated_folder import publish_folder
-from datamodules.synthetic.scene import COLORS, FRAMES, SIZE, Flash, Scene, Shape, render, write_clip, write_media
+from datamodules.synthetic.scene import COLORS, FRAMES, SIZE, Flash, Scene, Shape, render, write_clip
 from datamodules.types import DataType
 from rewards.types import ProblemType
 
@@ -30,7 +30,7 @@ NUM_CHOICES = 4
 SLOTS = 4
 """A counted shape flashes in some of this many equal parts of the clip, at most once in each."""
 
-_STREAMS = {"sft": 0, "rl": 1, "eval": 2, "corpus": 3, "mixed": 4}  # one random stream each, so splits share no scene
+_STREAMS = {"sft": 0, "rl": 1, "eval": 2, "corpus": 3}  # one random stream each, so splits share no scene
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,33 +125,6 @@ def write_dataset(
     return SyntheticDataset(data_root=output, **{split: output / f"{split}.jsonl" for split in counts})
 
 
-def write_mixed_dataset(output: Path, *, seed: int, count: int) -> Path:
-    """Write `mixed.jsonl` with video, image and text-only records in turn, all with a chain of thought.
-
-    Six records in a row hold all five problem types; media lie in `media/`. The same rules as for
-    `write_dataset` decide whether an existing folder is kept, replaced or refused.
-
-    Returns:
-        The record file; its folder is the data root.
-    """
-    if count < 1:
-        raise ValueError(f"count is {count}; it must be at least 1 (6 for every kind of record).")
-
-    def build(folder: Path) -> None:
-        (folder / "media").mkdir()
-        rng, records = _stream(seed, "mixed"), []
-        for index in range(count):
-            record, shown = _mixed_record(rng, index)
-            if shown is not None:
-                write_media(folder / record["path"], shown)
-            records.append(record)
-        _write_jsonl(folder / "mixed.jsonl", records)
-
-    arguments = {"dataset": "mixed", "seed": seed, "count": count}
-    publish_folder(output, arguments=arguments, build=build)
-    return output / "mixed.jsonl"
-
-
 def corpus(seed: int = 0) -> Iterator[str]:
     """Prompts and targets of all kinds of record, cut into pieces, to train the tiny model's tokenizer on.
 
@@ -162,12 +135,42 @@ def corpus(seed: int = 0) -> Iterator[str]:
     """
     rng = _stream(seed, "corpus")
     for index in range(600):
-        record, _ = _mixed_record(rng, index)
+        record, _ = mixed_record(rng, index)
         yield "user\n"
         yield " " + " ".join((record["problem"], *record["options"]))
         yield "assistant\n"
         yield f"{record['process']}<answer>"
         yield "</answer>"
+
+
+def mixed_record(rng: np.random.Generator, index: int) -> tuple[dict[str, Any], Scene | str | None]:
+    """One of six kinds of record, by `index`, and what its media file shows: a scene, a text or (no file) nothing."""
+    kind = index % 6
+    if kind in (0, 3):
+        question = (_order_question if kind == 0 else _count_question)(rng, 0.0)
+        return _video_record(question, index, f"media/{index:05d}.mp4", with_process=True), question.scene
+    if kind == 2:
+        left, right = rng.integers(1, 10, size=2).tolist()
+        texts = _texts(f"I add the two. The sum is {left + right}.", f"{left + right}")
+        return _record(index, "text", ProblemType.NUMERICAL, f"What is {left} plus {right}?", **texts), None
+
+    path = f"media/{index:05d}.png"
+    if kind == 1:
+        text = f"{rng.integers(10, 100)}"
+        texts = _texts(f"I read one digit after the other. The text is {text}.", text)
+        return _record(index, "image", ProblemType.OCR, "Which number is written here?", path=path, **texts), text
+    color, shape = list(COLORS)[rng.integers(len(COLORS))], _shape(rng)
+    flash = _flash(rng, color, shape, start=0, stop=1)
+    scene = Scene(background=_background(rng), flashes=(flash,), frames=1, width=SIZE * 3 // 2)
+    if kind == 4:
+        texts = _texts(f"I see one shape. It is a {color} {shape}.", f"a {color} {shape}")
+        problem, problem_type = "What does the picture show?", ProblemType.FREE_FORM
+    else:
+        share = f"{2 * flash.radius:.2f}"
+        texts = _texts(f"I compare the {shape} with the picture. The share is {share}.", share)
+        problem = f"How wide is the {shape}, as a share of the height of the picture?"
+        problem_type = ProblemType.REGRESSION
+    return _record(index, "image", problem_type, problem, path=path, **texts), scene
 
 
 def _stream(seed: int, name: str) -> np.random.Generator:
@@ -250,36 +253,6 @@ def _record(
 
 def _write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-
-
-def _mixed_record(rng: np.random.Generator, index: int) -> tuple[dict[str, Any], Scene | str | None]:
-    """One of six kinds of record, by `index`, and what its media file shows: a scene, a text or (no file) nothing."""
-    kind = index % 6
-    if kind in (0, 3):
-        question = (_order_question if kind == 0 else _count_question)(rng, 0.0)
-        return _video_record(question, index, f"media/{index:05d}.mp4", with_process=True), question.scene
-    if kind == 2:
-        left, right = rng.integers(1, 10, size=2).tolist()
-        texts = _texts(f"I add the two. The sum is {left + right}.", f"{left + right}")
-        return _record(index, "text", ProblemType.NUMERICAL, f"What is {left} plus {right}?", **texts), None
-
-    path = f"media/{index:05d}.png"
-    if kind == 1:
-        text = f"{rng.integers(10, 100)}"
-        texts = _texts(f"I read one digit after the other. The text is {text}.", text)
-        return _record(index, "image", ProblemType.OCR, "Which number is written here?", path=path, **texts), text
-    color, shape = list(COLORS)[rng.integers(len(COLORS))], _shape(rng)
-    flash = _flash(rng, color, shape, start=0, stop=1)
-    scene = Scene(background=_background(rng), flashes=(flash,), frames=1, width=SIZE * 3 // 2)
-    if kind == 4:
-        texts = _texts(f"I see one shape. It is a {color} {shape}.", f"a {color} {shape}")
-        problem, problem_type = "What does the picture show?", ProblemType.FREE_FORM
-    else:
-        share = f"{2 * flash.radius:.2f}"
-        texts = _texts(f"I compare the {shape} with the picture. The share is {share}.", share)
-        problem = f"How wide is the {shape}, as a share of the height of the picture?"
-        problem_type = ProblemType.REGRESSION
-    return _record(index, "image", problem_type, problem, path=path, **texts), scene
 
 
 def _texts(thought: str, answer: str) -> dict[str, str]:

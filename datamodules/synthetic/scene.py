@@ -83,18 +83,3 @@ def write_clip(path: Path, frames: np.ndarray, *, fps: int = FRAMES_PER_SECOND) 
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-
-
-def write_media(path: Path, shown: Scene | str) -> None:
-    """Save a scene as a clip (.mp4) or its first frame as an image (any other suffix), or a text as an image."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    if isinstance(shown, str):
-        image = Image.new("RGB", (SIZE * 3 // 2, SIZE))
-        font = ImageFont.load_default(size=32)
-        ImageDraw.Draw(image).text((SIZE // 3, SIZE // 4), shown, fill=COLORS["white"], font=font)
-        image.save(path)
-    elif path.suffix == ".mp4":
-        write_clip(path, render(shown))
-    else:
-        Image.fromarray(render(shown)[0]).save(path)

@@ -1,21 +1,24 @@
 """Writes what validation, test and predict steps return to one JSONL file, as it comes.
 
 Each finished batch is on the disk before the next one starts. The final name appears only when the run is complete:
-until then the rows stand in `OUTPUT.partial`, or, with several processes, in `OUTPUT.rank0.partial`, ...
+until then the rows stand in a part of each rank, see `lightning_modules.evaluation.journal`.
 """
 
 from __future__ import annotations
 
-import heapq
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_modules.evaluation.journal import Journal
+
+Row = dict[str, Any]
+"""A plain JSON object of the user's own form, with a `problem_id`."""
 
 
 class PredictionWriter(Callback):
@@ -34,17 +37,15 @@ class PredictionWriter(Callback):
         """
         super().__init__()
         self.output = Path(output)
-        self._part: Path | None = None
-        self._file: TextIO | None = None
+        self._journal = Journal(self.output)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._open(trainer)
-
-    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._open(trainer)
-
-    def on_predict_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._open(trainer)
+        if trainer.sanity_checking:
+            return
+        if trainer.fast_dev_run:
+            rank_zero_info("PredictionWriter writes nothing in a fast_dev_run.")
+            return
+        self._journal.open(trainer.global_rank)
 
     def on_validation_batch_end(
         self,
@@ -55,91 +56,69 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._append(trainer, outputs, batch_idx, dataloader_idx)
-
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._append(trainer, outputs, batch_idx, dataloader_idx)
-
-    def on_predict_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._append(trainer, outputs, batch_idx, dataloader_idx)
+        if not self._journal.is_open or outputs is None:
+            return
+        _check_rows(outputs)
+        # The place of a row among those of its process is what the merge needs.
+        self._journal.append(
+            _encoded({"order": [dataloader_idx, batch_idx, number], "row": row}, row["problem_id"]) + "\n"
+            for number, row in enumerate(outputs)
+        )
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._finish(trainer)
-
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._finish(trainer)
-
-    def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._finish(trainer)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-            rank_zero_info(f"The predictions of the finished batches are in {self._part}; {self.output} is unchanged.")
-
-    def _open(self, trainer: pl.Trainer) -> None:
-        if trainer.sanity_checking:
+        if not self._journal.is_open:
             return
-        if trainer.fast_dev_run:
-            rank_zero_info("PredictionWriter writes nothing in a fast_dev_run.")
-            return
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        self._part = _partial(self.output)
-        if trainer.world_size > 1:
-            self._part = _rank_part(self.output, trainer.global_rank)
-        self._file = self._part.open("w", encoding="utf-8")
-
-    def _append(self, trainer: pl.Trainer, rows: Any, batch_idx: int, dataloader_idx: int) -> None:
-        if self._file is None or rows is None:
-            return
-        _check_rows(rows)
-        for number, row in enumerate(rows):
-            # The place of a row among those of its process is what the merge needs.
-            line = row if trainer.world_size == 1 else {"order": [dataloader_idx, batch_idx, number], "row": row}
-            self._file.write(_encoded(line, row["problem_id"]) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def _finish(self, trainer: pl.Trainer) -> None:
-        if self._file is None:
-            return
-        assert self._part is not None
-        self._file.close()
-        self._file = None
-        if trainer.world_size == 1:
-            self._part.replace(self.output)
-        else:
-            trainer.strategy.barrier("predictions written")
-            if trainer.is_global_zero:
-                _merge([_rank_part(self.output, rank) for rank in range(trainer.world_size)], self.output)
-            # No process may start the next run, and with it its part, while the parts are being merged.
-            trainer.strategy.barrier("predictions merged")
+        self._journal.close()
+        trainer.strategy.barrier("predictions written")
+        if trainer.is_global_zero:
+            self._merge(trainer.world_size)
+        # No process may start the next run, and with it its part, while the parts are being merged.
+        trainer.strategy.barrier("predictions merged")
         rank_zero_info(f"Predictions: {self.output}")
 
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
 
-def _partial(output: Path) -> Path:
-    return output.with_name(output.name + ".partial")
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if self._journal.is_open:
+            self._journal.close()
+            parts = ", ".join(map(str, self._journal.parts()))
+            rank_zero_info(f"The predictions of the finished batches are in {parts}; {self.output} is unchanged.")
+
+    def _merge(self, ranks: int) -> None:
+        """Parts of all ranks into the output, in record order.
+
+        A distributed sampler repeats records so that all ranks have equally many: of a record that several ranks
+        answered, the rows of the first one are kept.
+        """
+        parts = [self._journal.part(rank) for rank in range(ranks)]
+        missing = [str(part) for part in parts if not part.exists()]
+        if missing:
+            raise ValueError(
+                f"Rank 0 does not see {', '.join(missing)}. Give PredictionWriter an output on a file system that all "
+                "nodes share; each node's rows are in its own .partial files."
+            )
+        rows = sorted(
+            ((*entry["order"], rank, entry["row"]) for rank, part in enumerate(parts) for entry in _entries(part)),
+            key=lambda entry: entry[:4],
+        )
+        owners: dict[tuple[int, Any], int] = {}
+        kept = [
+            row
+            for dataloader, _, _, rank, row in rows
+            if owners.setdefault((dataloader, row["problem_id"]), rank) == rank
+        ]
+        self._journal.publish(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+        if len(kept) < len(rows):
+            rank_zero_info(
+                f"{len(rows) - len(kept)} rows of records that the sampler repeated to fill the last batches are left "
+                "out."
+            )
 
 
-def _rank_part(output: Path, rank: int) -> Path:
-    return output.with_name(f"{output.name}.rank{rank}.partial")
+def _entries(part: Path) -> Iterator[dict[str, Any]]:
+    return (json.loads(line) for _, line in Journal.lines(part))
 
 
 def _check_rows(rows: Any) -> None:
@@ -158,43 +137,3 @@ def _encoded(line: dict[str, Any], problem_id: Any) -> str:
             f"The prediction of problem_id {problem_id} is not plain JSON: {error}. "
             "Rows hold strings, finite numbers, booleans, None, and lists and dicts of these."
         ) from error
-
-
-def _merge(parts: list[Path], output: Path) -> None:
-    """Parts of all ranks into `output`, in record order; then the parts are removed.
-
-    A distributed sampler repeats records so that all ranks have equally many: of a record that several ranks answered,
-    the rows of the first one are kept.
-    """
-    missing = [str(part) for part in parts if not part.exists()]
-    if missing:
-        raise ValueError(
-            f"Rank 0 does not see {', '.join(missing)}. Give PredictionWriter an output on a file system that all "
-            "nodes share; each node's rows are in its own .partial files."
-        )
-    owners: dict[tuple[int, Any], int] = {}
-    repeated = 0
-    with _partial(output).open("w", encoding="utf-8") as file:
-        for order, rank, row in heapq.merge(*(_ordered(part, rank) for rank, part in enumerate(parts)), key=_place):
-            if owners.setdefault((order[0], row["problem_id"]), rank) != rank:
-                repeated += 1
-                continue
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    _partial(output).replace(output)
-    for part in parts:
-        part.unlink()
-    if repeated:
-        rank_zero_info(f"{repeated} rows of records that the sampler repeated to fill the last batches are left out.")
-
-
-def _ordered(part: Path, rank: int) -> Iterator[tuple[list[int], int, dict[str, Any]]]:
-    with part.open(encoding="utf-8") as file:
-        for line in file:
-            entry = json.loads(line)
-            yield entry["order"], rank, entry["row"]
-
-
-def _place(item: tuple[list[int], int, dict[str, Any]]) -> tuple[list[int], int]:
-    return item[0], item[1]

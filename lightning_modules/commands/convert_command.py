@@ -11,28 +11,30 @@ def convert_command(arguments: Sequence[str]) -> None:
     from jsonargparse import ArgumentParser
 
     from datamodules.evaluation.benchmarks import BENCHMARKS
-    from datamodules.evaluation.conversion import CONVERTERS, convert_files
+    from datamodules.evaluation.conversion import convert_files
 
+    with_parts = ", ".join(name for name, benchmark in BENCHMARKS.items() if benchmark.parts)
+    with_clips = ", ".join(name for name, benchmark in BENCHMARKS.items() if benchmark.question_only)
     parser = ArgumentParser(prog="cli.py convert", description=convert_command.__doc__)
-    parser.add_argument("benchmark", choices=list(CONVERTERS))
+    parser.add_argument("benchmark", choices=list(BENCHMARKS))
     parser.add_argument(
         "files",
         nargs="+",
-        help="annotation files (.json, .jsonl, .parquet); PART=FILE for videommmu, mvbench and tempcompass, whose "
-        "files do not name their track or task",
+        help=f"annotation files (.json, .jsonl, .parquet); PART=FILE for {with_parts}, whose files do not name their "
+        "track or task",
     )
     parser.add_argument("--output", required=True, help="the data file; an earlier one is replaced")
     parser.add_argument("--folder", help="folder of the videos, relative to the data root; default: the authors'")
     parser.add_argument(
         "--question_only",
         action="store_true",
-        help="videommmu: the clips without the lecture, for the score before it",
+        help=f"{with_clips}: the clips without the lecture, for the score before it",
     )
     given = parser.parse_args(list(arguments[1:]))
-    if given.question_only and given.benchmark != "videommmu":
-        raise ValueError(f"--question_only belongs to videommmu; {given.benchmark} has no such clips.")
+    benchmark = BENCHMARKS[given.benchmark]
+    if given.question_only and not benchmark.question_only:
+        raise ValueError(f"--question_only belongs to {with_clips}; {given.benchmark} has no such clips.")
     options = {"folder": given.folder} if given.folder else {}
     options |= {"question_only": True} if given.question_only else {}
-    count = convert_files(given.benchmark, given.files, Path(given.output), options)
-    benchmark = BENCHMARKS[given.benchmark]
+    count = convert_files(benchmark, given.files, Path(given.output), **options)
     print(f"{count:,} questions in {given.output}; {benchmark.title} has {benchmark.items:,} in full")

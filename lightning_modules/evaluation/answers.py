@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
@@ -16,15 +16,12 @@ from lightning_modules.policy.policy import Policy
 from lightning_modules.rollouts.choice_scoring import likeliest, option_logprobs
 from lightning_modules.rollouts.types import RolloutEngine, SamplingConfig
 from rewards.answer_format import parse_response
-from rewards.evaluation.metrics import BREAKDOWNS
-from rewards.evaluation.predictions import Grades, Prediction, gold_answer, grade
-from rewards.evaluation.scoring import Protocol, predicted_answer
+from rewards.evaluation.predictions import Grades, Outcome, Prediction, gold_answer, grade
+from rewards.evaluation.scoring import BenchmarkScoring, ScoringRule, predicted_answer
 from rewards.options import option_letters
 from rewards.types import ProblemType
 
 ChoiceScoring = Literal["generate", "likelihood"]
-Outcome = dict[str, Any]
-"""What became of an item: the fields of its `Prediction` that are not the record's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +43,14 @@ class Answerer:
         written, chosen, letters = [], [], []
         for item in batch.items:
             if item.failure is not None:
-                outcomes[item.key] = {"failure": item.failure}
+                outcomes[item.key] = Outcome(failure=item.failure)
             elif self.choice_scoring == "generate" or item.record.problem_type is not ProblemType.MULTIPLE_CHOICE:
                 written.append(item)
             else:
                 try:
                     letters.append(_offered_letters(item.record))
                 except ValueError as error:
-                    outcomes[item.key] = {"failure": str(error)}
+                    outcomes[item.key] = Outcome(failure=str(error))
                     continue
                 chosen.append(item)
         return outcomes | self._written(written, batch) | self._chosen(chosen, letters)
@@ -69,13 +66,14 @@ class Answerer:
         outcomes = {}
         for item, group in zip(items, groups, strict=True):
             (completion,) = group.completions
-            outcomes[item.key] = _seen(item.prompt) | {
-                "completion": completion.text,
-                "answer": predicted_answer(completion.text),
-                "well_formed": parse_response(completion.text).well_formed,
-                "completion_tokens": len(completion.token_ids),
-                "truncated": completion.truncated,
-            }
+            outcomes[item.key] = replace(
+                _seen(item.prompt),
+                completion=completion.text,
+                answer=predicted_answer(completion.text),
+                well_formed=parse_response(completion.text).well_formed,
+                completion_tokens=len(completion.token_ids),
+                truncated=completion.truncated,
+            )
         return outcomes
 
     def _chosen(self, items: Sequence[BenchmarkItem], letters: Sequence[Sequence[str]]) -> dict[ItemKey, Outcome]:
@@ -84,7 +82,7 @@ class Answerer:
         prompts = [item.prompt for item in items]
         scored = option_logprobs(self.policy, prompts, letters, answer_prefix=self.answer_prefix, device=self.device)
         return {
-            item.key: _seen(item.prompt) | {"answer": likeliest(logprobs), "option_logprobs": logprobs}
+            item.key: replace(_seen(item.prompt), answer=likeliest(logprobs), option_logprobs=logprobs)
             for item, logprobs in zip(items, scored, strict=True)
         }
 
@@ -93,13 +91,13 @@ class Answerer:
         return self.policy.locate(collate(prompts)).to(self.device)
 
 
-def prediction_of(item: BenchmarkItem, outcome: Outcome, protocols: Sequence[Protocol]) -> Prediction:
-    """The row of an item, scored under each protocol."""
-    record, benchmark = item.record, item.key.benchmark
-    grades = grade_record(benchmark, record, protocols, answer=outcome.get("answer"))
-    fields = BREAKDOWNS[benchmark]
+def prediction_of(
+    item: BenchmarkItem, outcome: Outcome, scoring: BenchmarkScoring, rules: Sequence[ScoringRule]
+) -> Prediction:
+    """The prediction of an item, scored under each rule."""
+    record = item.record
     return Prediction(
-        benchmark=benchmark,
+        benchmark=item.key.benchmark,
         index=item.key.index,
         problem_id=record.problem_id,
         problem_type=record.problem_type.value,
@@ -110,25 +108,26 @@ def prediction_of(item: BenchmarkItem, outcome: Outcome, protocols: Sequence[Pro
         path=record.path,
         start=record.extra.get("start"),
         end=record.extra.get("end"),
-        breakdown={name: str(record.extra[name]) for name in fields if record.extra.get(name) is not None},
+        categories=scoring.categories(record.extra),
         extra=dict(record.extra),
-        scores=grades.scores,
-        ungraded=grades.ungraded,
-        **outcome,
+        **vars(outcome),
+        **vars(grade_record(scoring, record, rules, answer=outcome.answer)),
     )
 
 
-def grade_record(benchmark: str, record: VideoRecord, protocols: Sequence[Protocol], *, answer: str | None) -> Grades:
+def grade_record(
+    scoring: BenchmarkScoring, record: VideoRecord, rules: Sequence[ScoringRule], *, answer: str | None
+) -> Grades:
     """Score an answer to a record; with None, find before the first answer what could not be scored after it.
 
     Raises:
         ValueError: as `grade`.
     """
     return grade(
-        benchmark,
-        protocols,
+        scoring,
+        rules,
         problem_type=record.problem_type,
-        question_type=record.extra.get("original_question_type"),
+        categories=scoring.categories(record.extra),
         answer=answer,
         gold=gold_answer(record.solution),
     )
@@ -136,7 +135,7 @@ def grade_record(benchmark: str, record: VideoRecord, protocols: Sequence[Protoc
 
 def _seen(prompt: EncodedPrompt) -> Outcome:
     frames = None if prompt.frames is None else len(prompt.frames)
-    return {"num_frames": frames, "prompt_tokens": len(prompt.input_ids)}
+    return Outcome(num_frames=frames, prompt_tokens=len(prompt.input_ids))
 
 
 def _offered_letters(record: VideoRecord) -> tuple[str, ...]:

@@ -13,13 +13,21 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from datamodules.evaluation.benchmark_datamodule import BenchmarkDataModule
+from datamodules.video.frame_sampling import FrameConfig
+from datamodules.video.video_reader import ReaderName
+from lightning_modules.evaluation.answers import ChoiceScoring
+from lightning_modules.evaluation.typed_json import read_json
+from lightning_modules.policy.adapters import AdapterConfig
+from lightning_modules.rollouts.types import SamplingConfig
+from rewards.evaluation.scoring import ScoringRule
 
-VERSION = 1
+VERSION = 2
 """Of the manifest's form."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 MODEL_SUFFIXES = (*WEIGHT_SUFFIXES, ".json", ".txt", ".jinja", ".model")
@@ -28,40 +36,129 @@ PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "lightning", "
 HASH_THREADS = 4
 SHA256_DIGITS = 64
 
-Manifest = dict[str, Any]
+
+@dataclass(frozen=True, kw_only=True)
+class MediaIdentity:
+    """The media of a benchmark's questions, as a list of paths and sizes.
+
+    Hashing the content of all videos would take longer than reading their frames; another encoding has another size.
+    """
+
+    files: int
+    missing: int
+    sha256_of_paths_and_sizes: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataIdentity:
+    """The questions of one benchmark."""
+
+    sha256: str
+    """Of the data file."""
+    items: int
+    media: MediaIdentity | None
+    """None where media are left out of a comparison."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything besides model and data that reaches the model or the scores; the names are those of the YAML."""
+
+    benchmarks: list[str]
+    limit: int | None
+    frames: FrameConfig
+    reader: ReaderName
+    seconds_per_patch: float | None
+    max_prompt_tokens: int
+    batch_size: int
+    prompt: dict[str, Any]
+    """Arguments of the prompt template, whose class a user may have written."""
+    decoding: SamplingConfig
+    choice_scoring: ChoiceScoring
+    answer_prefix: str
+    scoring_rules: list[ScoringRule]
+    seed: int
+    dtype: str
+    precision: str
+    attn_implementation: str
+    quantization: str | None
+    lora: AdapterConfig | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Equal for runs that must give equal scores."""
+
+    model: dict[str, str]
+    """File name -> SHA-256 of its content."""
+    data: dict[str, DataIdentity]
+    """By benchmark."""
+    settings: Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Where and when a run began; no part of its identity."""
+
+    device: str
+    ranks: int
+    started: str
+    """ISO 8601 in UTC, to the second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths:
+    """Where model and data lay."""
+
+    model: str
+    """Folder or Hugging Face name."""
+    data_root: str
+    files: dict[str, str]
+    """Benchmark -> data file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """`manifest.json`."""
+
+    version: int = VERSION
+    identity: Identity
+    versions: dict[str, str]
+    """Of Python and of the packages that take part in an answer."""
+    environment: Environment
+    paths: Paths
+    run: dict[str, Any] | None
+    """The configuration that `validate --manifest` replays; None for a run that was not started from the command
+    line."""
 
 
 def new_manifest(
     model_name_or_path: str,
     data: BenchmarkDataModule,
+    settings: Settings,
     *,
-    settings: Mapping[str, Any],
-    environment: Mapping[str, Any],
-    run: Mapping[str, Any] | None,
+    device: str,
+    ranks: int,
+    run: dict[str, Any] | None,
 ) -> Manifest:
     """The manifest of a run that begins.
 
     Args:
         model_name_or_path: folder or Hugging Face name.
         data: the data module, set up.
-        settings: everything else that reaches the model or the scores, besides the data module's own.
-        environment: where it runs; no part of the identity.
+        settings: of this run.
+        device: where it runs.
+        ranks: on how many.
         run: the configuration that `validate --manifest` replays; None where there is none.
     """
-    identity = {
-        "model": model_files(model_name_or_path),
-        "data": data_identity(data),
-        "settings": {**data.settings(), **settings},
-    }
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {
-        "version": VERSION,
-        "identity": identity,
-        "versions": versions(),
-        "environment": {**environment, "started": started},
-        "paths": {"model": model_name_or_path, "data_root": data.data_root, "files": data.paths},
-        "run": run,
-    }
+    return Manifest(
+        identity=Identity(model=model_files(model_name_or_path), data=data_identity(data), settings=settings),
+        versions=versions(),
+        environment=Environment(device=device, ranks=ranks, started=started),
+        paths=Paths(model=model_name_or_path, data_root=data.data_root, files=data.paths),
+        run=run,
+    )
 
 
 def model_files(name_or_path: str) -> dict[str, str]:
@@ -87,11 +184,8 @@ def model_files(name_or_path: str) -> dict[str, str]:
     return _hashes(files)
 
 
-def data_identity(data: BenchmarkDataModule) -> dict[str, Any]:
-    """Benchmark -> SHA-256 of its data file, number of questions, and the media as a list of paths and sizes.
-
-    Hashing the content of all videos would take longer than reading their frames; another encoding has another size.
-    """
+def data_identity(data: BenchmarkDataModule) -> dict[str, DataIdentity]:
+    """Benchmark -> its questions in this run."""
     items: dict[str, int] = dict.fromkeys(data.benchmarks, 0)
     media: dict[str, set[str]] = {name: set() for name in data.benchmarks}
     for key, record in data.items():
@@ -99,11 +193,11 @@ def data_identity(data: BenchmarkDataModule) -> dict[str, Any]:
         if record.path is not None:
             media[key.benchmark].add(record.path)
     return {
-        name: {
-            "sha256": _sha256(Path(data.paths[name])),
-            "items": items[name],
-            "media": _media_identity(Path(data.data_root), sorted(media[name])),
-        }
+        name: DataIdentity(
+            sha256=file_hash(Path(data.paths[name])),
+            items=items[name],
+            media=_media_identity(Path(data.data_root), sorted(media[name])),
+        )
         for name in data.benchmarks
     }
 
@@ -118,7 +212,7 @@ def versions() -> dict[str, str]:
 
 def identity_hash(manifest: Manifest) -> str:
     """SHA-256 of the identity: equal for runs that must give equal scores."""
-    return hashlib.sha256(json.dumps(manifest["identity"], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(asdict(manifest.identity), sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(path: str | Path) -> Manifest:
@@ -127,16 +221,7 @@ def read_manifest(path: str | Path) -> Manifest:
     Raises:
         ValueError: no such file, or one that is no manifest of this version.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file (looked from {Path.cwd()}). Give the manifest.json of a run folder.")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}. Give the manifest.json of a run folder.") from error
-    if not isinstance(manifest, dict) or manifest.get("version") != VERSION or "identity" not in manifest:
-        raise ValueError(f"{path} is no manifest of version {VERSION}. Give the manifest.json of a run folder.")
-    return manifest
+    return read_json(path, Manifest, version=VERSION, remedy="Give the manifest.json of a run folder.")
 
 
 def differences(expected: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
@@ -150,9 +235,9 @@ def differences(expected: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
 
 
 def without_media(manifest: Manifest) -> Manifest:
-    """The manifest without what is known about the media, which may have been mended since."""
-    data = {name: {**facts, "media": None} for name, facts in manifest["identity"]["data"].items()}
-    return {**manifest, "identity": {**manifest["identity"], "data": data}}
+    """The manifest without what is known about the media, which may have been repaired since."""
+    data = {name: replace(facts, media=None) for name, facts in manifest.identity.data.items()}
+    return replace(manifest, identity=replace(manifest.identity, data=data))
 
 
 def refuse_differences(expected: Manifest, given: Manifest, *, title: str, remedy: str) -> None:
@@ -161,7 +246,7 @@ def refuse_differences(expected: Manifest, given: Manifest, *, title: str, remed
     Raises:
         ValueError: they differ in model, data or settings; the message lists where.
     """
-    found = differences(expected["identity"], given["identity"])
+    found = differences(asdict(expected.identity), asdict(given.identity))
     if found:
         lines = "\n  ".join(found[:20]) + (f"\n  and {len(found) - 20} more" if len(found) > 20 else "")
         raise ValueError(f"{title}\n  {lines}\n{remedy}")
@@ -179,7 +264,7 @@ def check_replay(path: str | Path, given: Manifest) -> list[str]:
     expected = read_manifest(path)
     remedy = "Give the same model and data files, and no other settings; paths may differ."
     refuse_differences(expected, given, title=f"This run is not the one of {path}:", remedy=remedy)
-    return differences(expected["versions"], given["versions"])
+    return differences(expected.versions, given.versions)
 
 
 def _leaves(tree: Any, place: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
@@ -197,21 +282,22 @@ def _shown(leaves: Mapping[tuple[str, ...], Any], place: tuple[str, ...]) -> str
     return json.dumps(value, ensure_ascii=False)[:80]
 
 
-def _media_identity(root: Path, paths: Sequence[str]) -> dict[str, Any]:
+def _media_identity(root: Path, paths: Sequence[str]) -> MediaIdentity:
     digest, missing = hashlib.sha256(), 0
     for path in paths:
         file = root / path
         size = file.stat().st_size if file.is_file() else None
         missing += size is None
         digest.update(f"{path}\0{size}\n".encode())
-    return {"files": len(paths), "missing": missing, "sha256_of_paths_and_sizes": digest.hexdigest()}
+    return MediaIdentity(files=len(paths), missing=missing, sha256_of_paths_and_sizes=digest.hexdigest())
 
 
 def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
     with ThreadPoolExecutor(HASH_THREADS) as pool:  # hashing releases the interpreter
-        return dict(zip(sorted(files), pool.map(_sha256, (files[name] for name in sorted(files))), strict=True))
+        return dict(zip(sorted(files), pool.map(file_hash, (files[name] for name in sorted(files))), strict=True))
 
 
-def _sha256(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

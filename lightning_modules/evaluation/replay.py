@@ -46,7 +46,7 @@ def with_manifest(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     if command not in ("validate", "test"):
         raise ValueError(f"--manifest replays a benchmark run with validate or test, not with {command}.")
-    config = read_manifest(given.manifest)["run"]
+    config = read_manifest(given.manifest).run
     if config is None:
         raise ValueError(
             f"{given.manifest} holds no configuration, because its run was not started from the command line. Give "

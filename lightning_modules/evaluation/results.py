@@ -6,81 +6,164 @@ or ranks: equal predictions give equal bytes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from datamodules.evaluation.benchmarks import BENCHMARKS
+from datamodules.evaluation.benchmarks.benchmark import Benchmark
+from lightning_modules.evaluation.typed_json import read_json
 from rewards.answer_format import parse_response, wrap_think
-from rewards.evaluation.metrics import aggregate
-from rewards.evaluation.predictions import Prediction, metric_rows
-from rewards.evaluation.scoring import Protocol
+from rewards.evaluation.metrics import UNITS, Mean, Unit, aggregate, headline_names
+from rewards.evaluation.predictions import Prediction, scored_items
+from rewards.evaluation.scoring import ScoringRule
 from rewards.evaluation.statistics import bootstrap_intervals
 
-VERSION = 1
+VERSION = 2
 """Of the form of `results.json`."""
-UNITS: Mapping[str, str] = {"videorft": "fraction", "official": "percent"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """An item without an answer."""
+
+    problem_id: str
+    index: int
+    """Place in the benchmark's data file, from 0."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleResults:
+    """A benchmark under one scoring rule."""
+
+    unit: Unit
+    """Of all means."""
+    headline: list[str]
+    """The means that stand for the whole benchmark."""
+    scored: int
+    """Items that were answered and that the rule grades."""
+    failed: int
+    """Items without an answer that the rule would grade."""
+    ungraded: int
+    """Items of a kind that the rule does not grade."""
+    means: dict[str, Mean]
+    """By name, the headline first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkResults:
+    """A benchmark's counts and means."""
+
+    title: str
+    items: int
+    """Questions of this run."""
+    full_items: int
+    """Questions of the full benchmark."""
+    answered: int
+    failed: int
+    truncated: int
+    well_formed: int
+    notes: list[str]
+    """What a reader of the scores must know about this run's data."""
+    failures: list[Failure]
+    scoring_rules: dict[ScoringRule, RuleResults]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResults:
+    """`results.json`: the scores of a run, and what they belong to."""
+
+    version: int = VERSION
+    manifest_sha256: str
+    """Identity of the run, see `manifest.identity_hash`."""
+    predictions_sha256: str
+    """Of `predictions.jsonl`, which these are the scores of."""
+    model: str
+    choice_scoring: str
+    scoring_rules: list[ScoringRule]
+    benchmarks: dict[str, BenchmarkResults]
+
+
+def read_results(path: Path) -> RunResults:
+    """The `results.json` of an earlier run.
+
+    Raises:
+        ValueError: no such file, or one of another form.
+    """
+    remedy = "Give the folder of a finished validate run on benchmarks, or repeat the run."
+    return read_json(path, RunResults, version=VERSION, remedy=remedy)
 
 
 def benchmark_results(
-    predictions: Sequence[Prediction], protocols: Sequence[Protocol], notes: Mapping[str, Sequence[str]]
-) -> dict[str, Any]:
-    """Benchmark -> items, failures and, for each protocol, all means with intervals; plain JSON.
+    predictions: Sequence[Prediction], rules: Sequence[ScoringRule], notes: Mapping[str, Sequence[str]]
+) -> dict[str, BenchmarkResults]:
+    """Benchmark -> items, failures and, for each scoring rule, all means with intervals.
 
     Args:
         predictions: of the whole run.
-        protocols: those of the run.
+        rules: those of the run.
         notes: benchmark -> sentences that belong to its scores; its keys are the benchmarks, in order.
     """
     results = {}
     for name in notes:
-        rows = [prediction for prediction in predictions if prediction.benchmark == name]
-        failed = [row for row in rows if row.failure is not None]
-        results[name] = {
-            "title": BENCHMARKS[name].title,
-            "items": len(rows),
-            "full_items": BENCHMARKS[name].items,
-            "answered": len(rows) - len(failed),
-            "failed": len(failed),
-            "truncated": sum(row.truncated is True for row in rows),
-            "well_formed": sum(row.well_formed is True for row in rows),
-            "notes": list(notes[name]),
-            "failures": [{"problem_id": row.problem_id, "index": row.index, "reason": row.failure} for row in failed],
-            "protocols": {protocol: _protocol_results(name, protocol, rows) for protocol in protocols},
-        }
+        benchmark = BENCHMARKS[name]
+        own = [prediction for prediction in predictions if prediction.benchmark == name]
+        failures = [
+            Failure(problem_id=prediction.problem_id, index=prediction.index, reason=prediction.failure)
+            for prediction in own
+            if prediction.failure is not None
+        ]
+        results[name] = BenchmarkResults(
+            title=benchmark.title,
+            items=len(own),
+            full_items=benchmark.items,
+            answered=len(own) - len(failures),
+            failed=len(failures),
+            truncated=sum(prediction.truncated is True for prediction in own),
+            well_formed=sum(prediction.well_formed is True for prediction in own),
+            notes=list(notes[name]),
+            failures=failures,
+            scoring_rules={rule: _rule_results(benchmark, rule, own) for rule in rules},
+        )
     return results
 
 
-def headline_names(benchmark: str, protocol: Protocol) -> tuple[str, ...]:
-    """The means that stand for the benchmark."""
-    if protocol == "videorft":
-        return ("mean_acc", "mean_mra")
-    return ("exact_letter_accuracy",) if benchmark == "mmvu" else ("overall",)
+def logged_values(results: RuleResults) -> dict[str, float]:
+    """All means that have a value, and the numbers of items behind them, by the names of a logger's tags."""
+    values = {name: mean.value for name, mean in results.means.items() if mean.value is not None}
+    values |= {"scored": results.scored, "failed": results.failed}
+    for name, mean in results.means.items():
+        values |= {f"scored/{name}": mean.scored, f"failed/{name}": mean.failed}
+    return values
 
 
-def render_table(results: Mapping[str, Any]) -> str:
+def render_table(results: Mapping[str, BenchmarkResults]) -> str:
     """Plain text: one line for each headline mean, then what a reader must know, failures first."""
-    rows = [("benchmark", "protocol", "mean", "value", "95 % interval", "scored", "failed", "no rule")]
+    rows = [("benchmark", "scoring rule", "mean", "value", "95 % interval", "scored", "failed", "no rule")]
     for benchmark in results.values():
-        for protocol, numbers in benchmark["protocols"].items():
-            for name in numbers["headline"]:
-                mean = numbers["means"][name]
-                counts = (str(mean["scored"]), str(mean["failed"]), str(numbers["ungraded"]))
-                rows.append((benchmark["title"], protocol, name, *_value_and_interval(mean, numbers["unit"]), *counts))
+        for rule, numbers in benchmark.scoring_rules.items():
+            for name in numbers.headline:
+                mean = numbers.means[name]
+                counts = (str(mean.scored), str(mean.failed), str(numbers.ungraded))
+                rows.append((benchmark.title, rule, name, *_value_and_interval(mean, numbers.unit), *counts))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     failures = [
-        f"{benchmark['title']}: {benchmark['failed']:,} of {benchmark['items']:,} questions failed and are in no mean, "
-        f"first: {benchmark['failures'][0]['reason']}"
+        f"{benchmark.title}: {benchmark.failed:,} of {benchmark.items:,} questions failed and are in no mean, "
+        f"first: {benchmark.failures[0].reason}"
         for benchmark in results.values()
-        if benchmark["failures"]
+        if benchmark.failures
     ]
-    notes = [f"{benchmark['title']}: {note}" for benchmark in results.values() for note in benchmark["notes"]]
+    notes = [f"{benchmark.title}: {note}" for benchmark in results.values() for note in benchmark.notes]
     return "\n".join([*lines, *failures, *notes])
 
 
-def reference_results(records: Sequence[Mapping[str, Any]], predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """One benchmark in the form that the released script writes, under protocol `videorft`.
+def reference_results(
+    records: Sequence[Mapping[str, Any]], predictions: Sequence[Prediction], results: RuleResults
+) -> dict[str, Any]:
+    """One benchmark in the form that the released script writes.
 
     A failed item has null for output, prediction, reward and correct, and a `failure`; the script gives it reward 0.
     `final_acc` leaves it out and says how many items its means are over.
@@ -88,59 +171,38 @@ def reference_results(records: Sequence[Mapping[str, Any]], predictions: Sequenc
     Args:
         records: elements of the data file, as they stand there.
         predictions: of the same questions, in the same order.
+        results: of the scoring rule `videorft`.
     """
-    benchmark = predictions[0].benchmark
-    rows = metric_rows(predictions, "videorft")
-    means = aggregate(benchmark, "videorft", rows)
-    final = {name: means.get(name, 0.0) for name in ("mean_acc", "mean_mra")}
-    counts = {"scored": int(means["scored"]), "failed": int(means["failed"])}
+    means = {name: mean.value for name, mean in results.means.items()}
+    final = {name: means.get(name) or 0.0 for name in ("mean_acc", "mean_mra")}
     return {
         "results": [_reference_row(*pair) for pair in zip(records, predictions, strict=True)],
-        "final_acc": [final | counts],
+        "final_acc": [{**final, "scored": results.scored, "failed": results.failed}],
     }
 
 
-def as_text(value: Any) -> str:
-    """Indented JSON with a line feed at its end."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+def _rule_results(benchmark: Benchmark, rule: ScoringRule, predictions: Sequence[Prediction]) -> RuleResults:
+    items = scored_items(predictions, rule)
+    means = aggregate(benchmark, rule, items)
+    for name, interval in bootstrap_intervals(benchmark, rule, items).items():
+        means[name] = replace(means[name], low=interval.low, high=interval.high)
+    headline = [name for name in headline_names(benchmark, rule) if name in means]
+    failed = sum(item.score is None for item in items)
+    return RuleResults(
+        unit=UNITS[rule],
+        headline=headline,
+        scored=len(items) - failed,
+        failed=failed,
+        ungraded=len(predictions) - len(items),
+        means={name: means[name] for name in dict.fromkeys((*headline, *means))},
+    )
 
 
-def _protocol_results(benchmark: str, protocol: Protocol, predictions: Sequence[Prediction]) -> dict[str, Any]:
-    rows = metric_rows(predictions, protocol)
-    means = aggregate(benchmark, protocol, rows)
-    intervals = bootstrap_intervals(benchmark, protocol, rows) if rows else {}
-    names = [name.removeprefix("scored/") for name in means if name.startswith("scored/")]
-    headline = [
-        name
-        for name in headline_names(benchmark, protocol)
-        if means.get(f"scored/{name}", 0) + means.get(f"failed/{name}", 0) > 0
-    ]
-    ordered = [*headline, *(name for name in names if name not in headline)]
-    return {
-        "unit": UNITS[protocol],
-        "headline": headline,
-        "scored": int(means["scored"]),
-        "failed": int(means["failed"]),
-        "ungraded": len(predictions) - len(rows),
-        "means": {
-            name: {
-                "value": means.get(name),
-                "low": intervals[name].low if name in intervals else None,
-                "high": intervals[name].high if name in intervals else None,
-                "scored": int(means[f"scored/{name}"]),
-                "failed": int(means[f"failed/{name}"]),
-            }
-            for name in ordered
-            if means[f"scored/{name}"] + means[f"failed/{name}"] > 0
-        },
-    }
-
-
-def _value_and_interval(mean: Mapping[str, Any], unit: str) -> tuple[str, str]:
+def _value_and_interval(mean: Mean, unit: Unit) -> tuple[str, str]:
     digits = 4 if unit == "fraction" else 2
-    if mean["value"] is None:
+    if mean.value is None:
         return "none", ""
-    return f"{mean['value']:.{digits}f}", f"{mean['low']:.{digits}f} to {mean['high']:.{digits}f}"
+    return f"{mean.value:.{digits}f}", f"{mean.low:.{digits}f} to {mean.high:.{digits}f}"
 
 
 def _reference_row(record: Mapping[str, Any], prediction: Prediction) -> dict[str, Any]:

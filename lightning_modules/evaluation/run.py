@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from datamodules.atomic_file import write_atomically
 from datamodules.evaluation.benchmark_datamodule import BenchmarkDataModule
 from lightning_modules.evaluation import manifest as manifests
 from lightning_modules.evaluation.journal import PredictionJournal
 from lightning_modules.evaluation.manifest import Manifest
-from lightning_modules.evaluation.results import VERSION, as_text, benchmark_results, reference_results
+from lightning_modules.evaluation.results import BenchmarkResults, RunResults, benchmark_results, reference_results
+from lightning_modules.evaluation.typed_json import as_text
 from rewards.evaluation.predictions import Prediction
-from rewards.evaluation.scoring import Protocol
 
 
 class BenchmarkRun:
@@ -28,22 +27,15 @@ class BenchmarkRun:
         folder: of the run.
         manifest: of this run.
         data: the data module, set up.
-        protocols: those of the run.
         notes: benchmark -> sentences that belong to its scores.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        manifest: Manifest,
-        data: BenchmarkDataModule,
-        protocols: Sequence[Protocol],
-        notes: Mapping[str, Sequence[str]],
+        self, folder: Path, manifest: Manifest, data: BenchmarkDataModule, notes: Mapping[str, Sequence[str]]
     ) -> None:
         self.folder = folder
         self.manifest = manifest
         self.data = data
-        self.protocols = protocols
         self.notes = notes
         self.journal = PredictionJournal(folder, data.batches())
 
@@ -51,7 +43,7 @@ class BenchmarkRun:
         """Compare this run with the one whose folder this is, on every rank and before anything is written.
 
         Args:
-            retry_failed: media may have been mended since.
+            retry_failed: media may have been repaired since.
 
         Raises:
             ValueError: the folder holds predictions without a manifest, or a run of another identity or of other
@@ -71,7 +63,7 @@ class BenchmarkRun:
         remedy = "Give model.init_args.output another folder, or the earlier settings to go on."
         title = f"{self.folder} holds a run that differs from this one:"
         manifests.refuse_differences(earlier, given, title=title, remedy=remedy)
-        changed = manifests.differences(earlier["versions"], given["versions"])
+        changed = manifests.differences(earlier.versions, given.versions)
         if changed:
             lines = "\n  ".join(changed)
             raise ValueError(f"{self.folder} holds a run with other library versions:\n  {lines}\n{remedy}")
@@ -84,34 +76,36 @@ class BenchmarkRun:
             write_atomically(path, as_text(self.manifest))
         self.journal.gather(retry_failed=retry_failed)
 
-    def publish(self) -> dict[str, Any] | None:
-        """Write predictions and results once all is answered; rank 0 calls it when no rank writes any more.
+    def publish(self) -> tuple[dict[str, BenchmarkResults], bool]:
+        """Score what is answered, and write predictions and results once that is all; rank 0 calls it when no rank
+        writes any more.
 
         Returns:
-            Benchmark -> results; None where questions are left.
+            Benchmark -> results; and whether all questions are answered.
         """
-        predictions = self.journal.finish()
-        if predictions is None:
-            return None
-        benchmarks = benchmark_results(predictions, self.protocols, self.notes)
-        settings = self.manifest["identity"]["settings"]
-        results = {
-            "version": VERSION,
-            "manifest_sha256": manifests.identity_hash(self.manifest),
-            "model": self.manifest["paths"]["model"],
-            "choice_scoring": settings["choice_scoring"],
-            "protocols": list(self.protocols),
-            "benchmarks": benchmarks,
-        }
-        if "videorft" in self.protocols:
-            self._export_reference(predictions)
-        write_atomically(self.folder / "results.json", as_text(results))
-        return benchmarks
+        predictions, complete = self.journal.finish()
+        settings = self.manifest.identity.settings
+        benchmarks = benchmark_results(predictions, settings.scoring_rules, self.notes)
+        if complete:
+            if "videorft" in settings.scoring_rules:
+                self._export_reference(predictions, benchmarks)
+            results = RunResults(
+                manifest_sha256=manifests.identity_hash(self.manifest),
+                predictions_sha256=manifests.file_hash(self.journal.output),
+                model=self.manifest.paths.model,
+                choice_scoring=settings.choice_scoring,
+                scoring_rules=settings.scoring_rules,
+                benchmarks=benchmarks,
+            )
+            write_atomically(self.folder / "results.json", as_text(results))
+        return benchmarks, complete
 
-    def _export_reference(self, predictions: Sequence[Prediction]) -> None:
+    def _export_reference(self, predictions: Sequence[Prediction], benchmarks: Mapping[str, BenchmarkResults]) -> None:
         folder = self.folder / "reference"
         folder.mkdir(exist_ok=True)
         for benchmark, file in self.data.files_of():
-            rows = [prediction for prediction in predictions if prediction.benchmark == benchmark.name]
-            records = [json.loads(file.raw(row.index)) for row in rows]
-            write_atomically(folder / f"{file.path.stem}_output.json", as_text(reference_results(records, rows)))
+            own = [prediction for prediction in predictions if prediction.benchmark == benchmark.name]
+            records = [json.loads(file.raw(prediction.index)) for prediction in own]
+            results = benchmarks[benchmark.name].scoring_rules["videorft"]
+            text = as_text(reference_results(records, own, results))
+            write_atomically(folder / f"{file.path.stem}_output.json", text)

@@ -1,4 +1,4 @@
-"""One answered benchmark question as a row of `predictions.jsonl`: what was asked, said and scored, or why it failed.
+"""One answered benchmark question as a line of `predictions.jsonl`: what was asked, said and scored, or why it failed.
 
 The file holds one JSON object a line with the fields of `Prediction`, benchmark by benchmark in the order of the run,
 and within a benchmark in the order of its data file. It holds every item exactly once.
@@ -7,21 +7,22 @@ and within a benchmark in the order of its data file. It holds every item exactl
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from rewards.answer_format import parse_response
-from rewards.evaluation.scoring import Protocol, UngradedError, score_item
+from rewards.evaluation.metrics import ScoredItem
+from rewards.evaluation.scoring import BenchmarkScoring, ScoringRule, score_item
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """One item of one benchmark. Either `failure` is None and there is an `answer`, or the item failed and has none."""
+class Question:
+    """One item of one benchmark, before it is answered."""
 
     benchmark: str
-    """Key of `datamodules.evaluation.benchmarks.BENCHMARKS`."""
+    """Name of the benchmark."""
     index: int
     """Place in the benchmark's data file, from 0."""
     problem_id: str
@@ -42,10 +43,16 @@ class Prediction:
     """Seconds; the question is about the video from here on. None for its beginning."""
     end: float | None = None
     """Seconds; None for the end of the video."""
-    breakdown: dict[str, str] = field(default_factory=dict)
-    """Field of `benchmark_metrics.BREAKDOWNS` -> the item's value, where it has one, such as task or duration."""
+    categories: dict[str, str] = field(default_factory=dict)
+    """Field of the benchmark's breakdowns -> the item's category, where it has one, such as its task or duration."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Fields of the record that its schema does not know, as they stand in the data file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of an item. Either `failure` is None and there is an `answer`, or the item failed and has none."""
+
     completion: str | None = None
     """What the model wrote; None for a failed item, and where options were scored by likelihood."""
     answer: str | None = None
@@ -54,12 +61,8 @@ class Prediction:
     """Option letter -> log-probability in nats, where options were scored by likelihood."""
     well_formed: bool | None = None
     """The completion is one think and one answer element; None where there is no completion."""
-    scores: dict[str, float | None] = field(default_factory=dict)
-    """Protocol of the run -> score in [0, 1]; None where the item failed or the protocol has no rule for it."""
-    ungraded: dict[str, str] = field(default_factory=dict)
-    """Protocol -> why it has no rule for this kind of item. Such items are in none of its means."""
     failure: str | None = None
-    """Why there is no answer: what is wrong with the media or the prompt, and how to mend it; None if there is one."""
+    """Why there is no answer: what is wrong with the media or the prompt, and how to fix it; None if there is one."""
     num_frames: int | None = None
     """Frames that the model saw, 1 for an image; None for text and failed items."""
     prompt_tokens: int | None = None
@@ -69,8 +72,23 @@ class Prediction:
     truncated: bool | None = None
     """The completion reached the token limit; None where there is no completion."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class Grades:
+    """The scores of one item under each scoring rule of a run."""
+
+    scores: dict[str, float | None] = field(default_factory=dict)
+    """Scoring rule of the run -> score in [0, 1]; None where the item failed or the rule does not grade it."""
+    ungraded: dict[str, str] = field(default_factory=dict)
+    """Scoring rule -> why it does not grade this kind of item. Such items are in none of its means."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction(Grades, Outcome, Question):
+    """One line of `predictions.jsonl`."""
+
     def to_line(self) -> str:
-        """The row as JSON with a line feed at its end; equal predictions give equal bytes."""
+        """The prediction as JSON with a line feed at its end; equal predictions give equal bytes."""
         return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -81,7 +99,7 @@ def prediction_from(row: dict[str, Any]) -> Prediction:
     """The prediction that `asdict` or a line of the file holds.
 
     Raises:
-        ValueError: a field is missing or unknown, so that the row was written by another version.
+        ValueError: a field is missing or unknown, so that the line was written by another version.
     """
     unknown, missing = sorted(row.keys() - _FIELDS), sorted(_FIELDS - row.keys())
     if unknown or missing:
@@ -93,7 +111,7 @@ def prediction_from(row: dict[str, Any]) -> Prediction:
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
-    """All rows of a `predictions.jsonl`, in its order.
+    """All predictions of a `predictions.jsonl`, in its order.
 
     Raises:
         ValueError: no such file, or a line that is no prediction; the message names file and line.
@@ -111,80 +129,67 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     return predictions
 
 
-@dataclass(frozen=True, kw_only=True)
-class Grades:
-    """The scores of one item under each protocol of a run, and the protocols that have no rule for it."""
-
-    scores: dict[str, float | None]
-    ungraded: dict[str, str]
-
-
 def grade(
-    benchmark: str,
-    protocols: Sequence[Protocol],
+    scoring: BenchmarkScoring,
+    rules: Sequence[ScoringRule],
     *,
     problem_type: str,
-    question_type: str | None,
+    categories: Mapping[str, str],
     answer: str | None,
     gold: str,
 ) -> Grades:
-    """Score an answer under each protocol.
+    """Score an answer under each rule.
 
     Args:
-        benchmark: its name.
-        protocols: those of the run.
+        scoring: of the benchmark.
+        rules: those of the run.
         problem_type: one of `ProblemType`.
-        question_type: the benchmark's own kind of question, where it has kinds.
+        categories: of the record.
         answer: None for a failed item, whose scores are None.
         gold: the right answer without tags.
 
     Raises:
-        ValueError: as `score_item`, but for kinds of item that a protocol does not grade.
+        ValueError: as `score_item`.
     """
     scores: dict[str, float | None] = {}
     ungraded = {}
-    for protocol in protocols:
-        scores[protocol] = None
-        try:
-            score = score_item(
-                benchmark,
-                protocol,
-                problem_type=problem_type,
-                question_type=question_type,
-                prediction=answer or "",  # a failed item's is only asked whether there is a rule for it
-                answer=gold,
+    for rule in rules:
+        prediction = answer or ""  # of a failed item, only whether the rule grades it matters
+        score = score_item(
+            scoring, rule, problem_type=problem_type, categories=categories, prediction=prediction, answer=gold
+        )
+        if score is None:
+            ungraded[rule] = (
+                f"problem_type is {problem_type!r}; {scoring.title}'s authors grade it with a language model or not at "
+                "all, and there is no official rule for it here."
             )
-        except UngradedError as error:
-            ungraded[protocol] = str(error)
-            continue
-        if answer is not None:
-            scores[protocol] = score
+        scores[rule] = None if answer is None else score
     return Grades(scores=scores, ungraded=ungraded)
 
 
-def metric_rows(predictions: Iterable[Prediction], protocol: Protocol) -> list[dict[str, Any]]:
-    """Rows for `rewards.evaluation.metrics` and `benchmark_statistics`: all items that the protocol has a rule for.
+def scored_items(predictions: Iterable[Prediction], rule: ScoringRule) -> list[ScoredItem]:
+    """The items that a scoring rule grades, with their scores.
 
     Raises:
-        ValueError: a prediction was not scored under this protocol.
+        ValueError: a prediction was not scored under this rule.
     """
-    rows = []
+    items = []
     for prediction in predictions:
-        if protocol not in prediction.scores:
+        if rule not in prediction.scores:
             raise ValueError(
-                f"problem_id {prediction.problem_id} of {prediction.benchmark} has no score of protocol {protocol!r}; "
-                f"the run scored {', '.join(map(repr, prediction.scores))}."
+                f"problem_id {prediction.problem_id} of {prediction.benchmark} has no score under {rule!r}; the run "
+                f"scored {', '.join(map(repr, prediction.scores))}."
             )
-        if protocol not in prediction.ungraded:
-            rows.append(
-                {
-                    "problem_id": prediction.problem_id,
-                    "problem_type": prediction.problem_type,
-                    "score": prediction.scores[protocol],
-                    **prediction.breakdown,
-                }
+        if rule not in prediction.ungraded:
+            items.append(
+                ScoredItem(
+                    problem_id=prediction.problem_id,
+                    problem_type=prediction.problem_type,
+                    score=prediction.scores[rule],
+                    categories=prediction.categories,
+                )
             )
-    return rows
+    return items
 
 
 def gold_answer(solution: str) -> str:

@@ -1,6 +1,6 @@
 """How sure is a benchmark number, and do two runs differ? Bootstrap intervals and paired tests over items.
 
-Rows are those of `rewards.evaluation.metrics`. Items that failed take no part, and the results say how many there were.
+Items that failed take no part, and the results say how many there were.
 Resampling is over items: questions about one video are taken as independent, which makes intervals too narrow where a
 benchmark asks many questions about few videos (TempCompass: 410 videos).
 """
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rewards.evaluation.metrics import Row, mean_plan, row_scores
-from rewards.evaluation.scoring import Protocol
+from rewards.evaluation.metrics import ScoredItem, aggregation_of, item_scores
+from rewards.evaluation.scoring import BenchmarkScoring, ScoringRule
 
 RESAMPLES_AT_ONCE = 100
 """Resamples whose item counts are in memory together: 0.8 MB per thousand items."""
@@ -57,9 +57,9 @@ class Difference:
 
 
 def bootstrap_intervals(
-    benchmark: str,
-    protocol: Protocol,
-    rows: Sequence[Row],
+    scoring: BenchmarkScoring,
+    rule: ScoringRule,
+    items: Sequence[ScoredItem],
     *,
     resamples: int = 1000,
     level: float = 0.95,
@@ -68,19 +68,19 @@ def bootstrap_intervals(
     """Percentile intervals of all means of `aggregate`, by their names and in their units.
 
     Each resample draws as many of the scored items as there are, with replacement, and aggregates them as a whole, so
-    that VSI-Bench's mean of tasks is resampled as such. A resample that draws no item of a mean does not count for it.
+    that a mean of tasks is resampled as such. A resample that draws no item of a mean does not count for it.
 
     Args:
         resamples: number of resamples, at least 100.
-        level: share of the resamples inside the interval, between 0 and 1.
-        seed: of the generator; the same rows in the same order give the same intervals.
+        level: fraction of the resamples inside the interval, between 0 and 1.
+        seed: of the generator; the same items in the same order give the same intervals.
 
     Raises:
         ValueError: as `aggregate`, or `resamples` or `level` out of range.
     """
     _check(resamples, level)
-    plan = mean_plan(benchmark, protocol, rows)
-    scores = row_scores(rows)
+    aggregation = aggregation_of(scoring, rule, items)
+    scores = item_scores(items)
     scored = np.flatnonzero(~np.isnan(scores))
     if len(scored) == 0:
         return {}
@@ -88,23 +88,23 @@ def bootstrap_intervals(
     for counts in _resampled_counts(len(scored), resamples, seed):
         weights = np.zeros((len(counts), len(scores)))  # [R, N]
         weights[:, scored] = counts
-        chunks.append(plan.values(scores, weights))
-    drawn = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in plan.members}
+        chunks.append(aggregation.values(scores, weights))
+    drawn = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in aggregation.members}
     return {name: _interval(values, level) for name, values in drawn.items() if not np.isnan(values).all()}
 
 
 def compare_runs(
-    first: Sequence[Row],
-    second: Sequence[Row],
+    first: Sequence[ScoredItem],
+    second: Sequence[ScoredItem],
     *,
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
 ) -> PairedComparison:
-    """Compare two runs on the same items, paired by `problem_id`; the order of the rows does not matter.
+    """Compare two runs on the same items, paired by `problem_id`; the order of the items does not matter.
 
-    The mean of item scores is what both protocols report for a choice benchmark. It is not VSI-Bench's mean of tasks:
-    for that and for breakdowns see `bootstrap_differences`.
+    The mean of item scores is what both scoring rules report for a choice benchmark. It is not the mean of a
+    benchmark's `task_means`: for that and for breakdowns see `bootstrap_differences`.
 
     Raises:
         ValueError: the runs do not hold the same items, a `problem_id` twice in one of them, no item that both
@@ -112,7 +112,9 @@ def compare_runs(
     """
     _check(resamples, level)
     first, second = _same_items(first, second)
-    answered = np.stack([row_scores(first), row_scores(second)], axis=1)[_answered_in_both(first, second)]  # [items, 2]
+    answered = np.stack([item_scores(first), item_scores(second)], axis=1)[
+        _answered_in_both(first, second)
+    ]  # [items, 2]
     differences = answered[:, 1] - answered[:, 0]
     means = [counts @ differences / len(differences) for counts in _resampled_counts(len(answered), resamples, seed)]
     binary = bool(np.isin(answered, (0.0, 1.0)).all())
@@ -132,38 +134,38 @@ def compare_runs(
 
 
 def bootstrap_differences(
-    benchmark: str,
-    protocol: Protocol,
-    first: Sequence[Row],
-    second: Sequence[Row],
+    scoring: BenchmarkScoring,
+    rule: ScoringRule,
+    first: Sequence[ScoredItem],
+    second: Sequence[ScoredItem],
     *,
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Difference]:
-    """Paired bootstrap of every mean of `aggregate`, VSI-Bench's mean of tasks included, over items both runs answered.
+    """Paired bootstrap of every mean of `aggregate`, a mean of tasks included, over the items that both runs answered.
 
     Each resample draws the same items in both runs, so what makes items hard for both cancels.
 
     Raises:
-        ValueError: as `compare_runs` and `aggregate`, or rows of one item that belong to different means.
+        ValueError: as `compare_runs` and `aggregate`, or an item that belongs to different means in the two runs.
     """
     _check(resamples, level)
     first, second = _same_items(first, second)
-    plan = mean_plan(benchmark, protocol, first)
-    if plan != mean_plan(benchmark, protocol, second):
+    aggregation = aggregation_of(scoring, rule, first)
+    if aggregation != aggregation_of(scoring, rule, second):
         raise ValueError(
-            f"Rows of the same {benchmark} item differ between the runs in problem_type or in a field of the "
-            "breakdown; evaluate both on the same file."
+            f"The same {scoring.title} items differ between the runs in problem_type or in a category; evaluate both "
+            "on the same file."
         )
     answered = _answered_in_both(first, second)
-    scores = row_scores(first), row_scores(second)
+    scores = item_scores(first), item_scores(second)
 
     def differences(counts: np.ndarray) -> dict[str, np.ndarray]:
         weights = np.zeros((len(counts), len(first)))  # [R, N]
         weights[:, answered] = counts
-        before, after = (plan.values(run, weights) for run in scores)
-        return {name: after[name] - before[name] for name in plan.members}
+        before, after = (aggregation.values(run, weights) for run in scores)
+        return {name: after[name] - before[name] for name in aggregation.members}
 
     observed = differences(np.ones((1, len(answered))))
     drawn = [differences(counts) for counts in _resampled_counts(len(answered), resamples, seed)]
@@ -212,34 +214,32 @@ def _check(resamples: int, level: float) -> None:
     if resamples < 100:
         raise ValueError(f"resamples is {resamples}; percentiles need at least 100, 1000 are usual.")
     if not 0 < level < 1:
-        raise ValueError(f"level is {level}; give a share between 0 and 1, such as 0.95.")
+        raise ValueError(f"level is {level}; give a fraction between 0 and 1, such as 0.95.")
 
 
-def _same_items(first: Sequence[Row], second: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Both runs' rows in the order of `problem_id`."""
-    first_rows, second_rows = _by_id(first, "first"), _by_id(second, "second")
-    if first_rows.keys() != second_rows.keys():
-        only_first = sorted(first_rows.keys() - second_rows.keys())
-        only_second = sorted(second_rows.keys() - first_rows.keys())
+def _same_items(first: Sequence[ScoredItem], second: Sequence[ScoredItem]) -> tuple[list[ScoredItem], list[ScoredItem]]:
+    """Both runs' items in the order of `problem_id`."""
+    ours, theirs = _by_id(first, "first"), _by_id(second, "second")
+    if ours.keys() != theirs.keys():
+        only_first, only_second = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
         raise ValueError(
             f"The runs hold different items: {len(only_first)} only in the first ({len(first)} items), "
             f"{len(only_second)} only in the second ({len(second)} items), such as problem_id "
             f"{', '.join((only_first + only_second)[:3])}. Evaluate both on the same file."
         )
-    ids = sorted(first_rows)
-    return [first_rows[item] for item in ids], [second_rows[item] for item in ids]
+    return [ours[name] for name in sorted(ours)], [theirs[name] for name in sorted(ours)]
 
 
-def _by_id(rows: Sequence[Row], run: str) -> dict[str, Row]:
-    by_id = {str(row["problem_id"]): row for row in rows}
-    if len(by_id) < len(rows):
-        raise ValueError(f"The {run} run has {len(rows) - len(by_id)} rows whose problem_id occurred before.")
+def _by_id(items: Sequence[ScoredItem], run: str) -> dict[str, ScoredItem]:
+    by_id = {item.problem_id: item for item in items}
+    if len(by_id) < len(items):
+        raise ValueError(f"The {run} run has {len(items) - len(by_id)} items whose problem_id occurred before.")
     return by_id
 
 
-def _answered_in_both(first: Sequence[Row], second: Sequence[Row]) -> np.ndarray:
+def _answered_in_both(first: Sequence[ScoredItem], second: Sequence[ScoredItem]) -> np.ndarray:
     """Positions of the items that failed in neither run."""
-    answered = np.flatnonzero(~np.isnan(row_scores(first) + row_scores(second)))
+    answered = np.flatnonzero(~np.isnan(item_scores(first) + item_scores(second)))
     if len(answered) == 0:
         raise ValueError(f"None of the {len(first)} items was answered in both runs; there is nothing to compare.")
     return answered

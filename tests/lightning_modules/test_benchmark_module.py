@@ -14,10 +14,10 @@ from datamodules.evaluation.benchmarks import BENCHMARKS
 from datamodules.types import PromptBatch
 from datamodules.video_datamodule import VideoDataModule
 from lightning_modules.benchmark_module import BenchmarkModule
-from lightning_modules.evaluation.results import render_table
+from lightning_modules.evaluation.results import RunResults, read_results, render_table
 from lightning_modules.rollouts.types import Completion, RolloutGroup, SamplingConfig
 from rewards.evaluation.metrics import aggregate
-from rewards.evaluation.predictions import metric_rows, read_predictions
+from rewards.evaluation.predictions import read_predictions, scored_items
 from rewards.evaluation.scoring import predicted_answer, score_item
 from tests.lightning_modules.evaluation.benchmark_runs import (
     RESULT_FILES,
@@ -39,8 +39,8 @@ def clean_run(tiny_folder, benchmark_data, tmp_path_factory) -> Path:
     return folder
 
 
-def results_of(folder: Path) -> dict:
-    return json.loads((folder / "results.json").read_text())
+def results_of(folder: Path) -> RunResults:
+    return read_results(folder / "results.json")
 
 
 def test_every_question_is_answered_once_in_the_order_of_the_files(clean_run):
@@ -62,7 +62,7 @@ def test_the_report_shows_the_frames_of_every_question(clean_run):
     assert page.count("<article") == page.count('src="data:image/jpeg;base64,') == len(QUESTIONS)
 
 
-def test_rows_hold_the_record_and_the_scores_of_both_protocols(clean_run, benchmark_data):
+def test_rows_hold_the_record_and_the_scores_of_both_rules(clean_run, benchmark_data):
     predictions = read_predictions(clean_run / "predictions.jsonl")
     for name in BENCHMARKS:
         records = json.loads((benchmark_data / f"eval_{name}.json").read_text())
@@ -72,12 +72,12 @@ def test_rows_hold_the_record_and_the_scores_of_both_protocols(clean_run, benchm
             assert (row.start, row.end) == (record.get("start"), record.get("end"))
             assert row.answer == predicted_answer(row.completion)
             assert row.num_frames == 4
-            for protocol in {"videorft", "official"} - row.ungraded.keys():
-                assert row.scores[protocol] == score_item(
-                    name,
-                    protocol,
+            for rule in {"videorft", "official"} - row.ungraded.keys():
+                assert row.scores[rule] == score_item(
+                    BENCHMARKS[name],
+                    rule,
                     problem_type=record["problem_type"],
-                    question_type=record.get("original_question_type"),
+                    categories=BENCHMARKS[name].categories(record),
                     prediction=row.answer,
                     answer=row.gold,
                 )
@@ -135,10 +135,10 @@ def scripted_run(tiny_folder, benchmark_data, tmp_path_factory) -> tuple[Path, d
 
 def test_means_of_known_answers(scripted_run):
     folder, _ = scripted_run
-    results = results_of(folder)["benchmarks"]
+    results = results_of(folder).benchmarks
 
-    def means(name, protocol):
-        return {mean: facts["value"] for mean, facts in results[name]["protocols"][protocol]["means"].items()}
+    def means(name, rule):
+        return {mean: facts.value for mean, facts in results[name].scoring_rules[rule].means.items()}
 
     # A B C of A B C D: three of four right. The four durations are short, medium, long, long.
     assert means("videomme", "videorft")["mean_acc"] == 0.75
@@ -152,9 +152,9 @@ def test_means_of_known_answers(scripted_run):
     # Right, right, A of B wrong, and a caption that only the script gives a score, 0.
     assert means("tempcompass", "videorft")["mean_acc"] == pytest.approx(2 / 4)
     assert means("tempcompass", "official")["overall"] == pytest.approx(100 * 2 / 3)
-    counts = results["tempcompass"]["protocols"]["official"]
-    assert (counts["scored"], counts["failed"], counts["ungraded"]) == (3, 0, 1)
-    assert (results["videomme"]["well_formed"], results["videomme"]["truncated"]) == (4, 0)
+    counts = results["tempcompass"].scoring_rules["official"]
+    assert (counts.scored, counts.failed, counts.ungraded) == (3, 0, 1)
+    assert (results["videomme"].well_formed, results["videomme"].truncated) == (4, 0)
 
 
 def test_headline_means_are_logged(scripted_run):
@@ -192,17 +192,18 @@ def test_reference_export_adds_to_the_records_as_they_are(scripted_run, benchmar
 
 def test_results_are_those_of_the_predictions(clean_run):
     predictions = read_predictions(clean_run / "predictions.jsonl")
-    for name, results in results_of(clean_run)["benchmarks"].items():
-        for protocol, numbers in results["protocols"].items():
-            rows = metric_rows([row for row in predictions if row.benchmark == name], protocol)
-            means = aggregate(name, protocol, rows)
-            for mean, facts in numbers["means"].items():
-                assert facts["value"] == means.get(mean)
-                assert facts["low"] <= facts["value"] <= facts["high"]
+    for name, results in results_of(clean_run).benchmarks.items():
+        for rule, numbers in results.scoring_rules.items():
+            items = scored_items([row for row in predictions if row.benchmark == name], rule)
+            means = aggregate(BENCHMARKS[name], rule, items)
+            assert means.keys() == numbers.means.keys()
+            for mean, facts in numbers.means.items():
+                assert facts.value == means[mean].value
+                assert facts.low <= facts.value <= facts.high
 
 
 def test_part_of_a_benchmark_is_said_to_be_one(clean_run):
-    notes = results_of(clean_run)["benchmarks"]["videomme"]["notes"]
+    notes = results_of(clean_run).benchmarks["videomme"].notes
     assert notes == ["4 questions where Video-MME has 2,700: the score is that of a part."]
 
 
@@ -238,16 +239,15 @@ def test_failed_items_have_reasons_and_are_in_no_denominator(tiny_folder, damage
         assert (row.completion, row.answer, row.prompt_tokens) == (None, None, None)
         assert row.scores == {"videorft": None, "official": None}
     assert rows[3].failure is None
-    results = results_of(tmp_path / "run")["benchmarks"]["videomme"]
-    assert (results["items"], results["answered"], results["failed"]) == (4, 1, 3)
+    results = results_of(tmp_path / "run").benchmarks["videomme"]
+    assert (results.items, results.answered, results.failed) == (4, 1, 3)
     said = f"Video-MME: 3 of 4 questions failed and are in no mean, first: {rows[0].failure}"
     assert said in render_table({"videomme": results}).splitlines()
-    assert [failure["problem_id"] for failure in results["failures"]] == ["0", "1", "2"]
-    overall = results["protocols"]["official"]["means"]["overall"]
-    assert (overall["scored"], overall["failed"]) == (1, 3)
-    short = results["protocols"]["official"]["means"]["duration/short"]
-    assert (short["value"], short["scored"], short["failed"]) == (None, 0, 1)
-    assert run.callback_metrics["val/videomme/official/overall"] == overall["value"]
+    assert [failure.problem_id for failure in results.failures] == ["0", "1", "2"]
+    overall, short = (results.scoring_rules["official"].means[name] for name in ("overall", "duration/short"))
+    assert (overall.scored, overall.failed) == (1, 3)
+    assert (short.value, short.scored, short.failed) == (None, 0, 1)
+    assert run.callback_metrics["val/videomme/official/overall"] == overall.value
     export = json.loads((tmp_path / "run" / "reference" / "eval_videomme_output.json").read_text())
     assert (export["results"][0]["reward"], export["results"][0]["failure"]) == (None, rows[0].failure)
     assert export["final_acc"][0]["scored"] == 1
@@ -256,8 +256,8 @@ def test_failed_items_have_reasons_and_are_in_no_denominator(tiny_folder, damage
 def test_all_failed_items_give_no_mean(tiny_folder, damaged_data, tmp_path):
     data = benchmark_data_module(tiny_folder, damaged_data, benchmarks=["videomme"], limit=3)
     run = evaluate(benchmark_module(tiny_folder, tmp_path / "run"), data)
-    results = results_of(tmp_path / "run")["benchmarks"]["videomme"]
-    assert results["protocols"]["official"]["means"]["overall"]["value"] is None
+    results = results_of(tmp_path / "run").benchmarks["videomme"]
+    assert results.scoring_rules["official"].means["overall"].value is None
     assert not run.callback_metrics
 
 
@@ -287,7 +287,7 @@ def test_likelihood_answers_choices_and_generates_the_rest(tiny_folder, benchmar
         else:
             assert row.option_logprobs is None
             assert row.completion == generated[row.benchmark, row.index].completion
-    assert results_of(tmp_path)["choice_scoring"] == "likelihood"
+    assert results_of(tmp_path).choice_scoring == "likelihood"
 
 
 def test_fast_dev_run_writes_nothing(tiny_folder, benchmark_data, tmp_path):

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from datamodules.evaluation.benchmarks import BENCHMARKS
+from datamodules.evaluation.benchmarks.videommmu import delta_knowledge
 from lightning_modules.evaluation.report.blocks import (
     ABSENT,
     Block,
@@ -24,9 +25,9 @@ from lightning_modules.evaluation.report.blocks import (
 from lightning_modules.evaluation.report.breakdowns import in_reading_order
 from lightning_modules.evaluation.report.overview import MAIN_MEANS, flattened, run_label, series_name
 from lightning_modules.evaluation.report.run_folder import EvaluationRun
-from rewards.evaluation.metrics import delta_knowledge
-from rewards.evaluation.predictions import Prediction, metric_rows
-from rewards.evaluation.scoring import Protocol
+from rewards.evaluation.metrics import headline_names
+from rewards.evaluation.predictions import Prediction, scored_items
+from rewards.evaluation.scoring import ScoringRule
 from rewards.evaluation.statistics import Difference, bootstrap_differences, compare_runs
 
 QUESTION_ONLY = "question_only"
@@ -56,7 +57,7 @@ def comparison_section(run: EvaluationRun, other: EvaluationRun) -> Section:
         ValueError: the runs share no benchmark or no protocol, or a shared benchmark has other items.
     """
     shared = [benchmark for benchmark in run.predictions if benchmark in other.predictions]
-    protocols = [protocol for protocol in run.protocols if protocol in other.protocols]
+    protocols = [protocol for protocol in run.scoring_rules if protocol in other.scoring_rules]
     if not shared or not protocols:
         raise ValueError(
             f"{run.folder} and {other.folder} cannot be compared: they hold {_named(run)} and {_named(other)}. Compare "
@@ -107,11 +108,11 @@ class _Compared:
     chart: Sequence[ChartRow] = ()
 
 
-def _compared(run: EvaluationRun, other: EvaluationRun, benchmark: str, protocol: Protocol) -> _Compared:
+def _compared(run: EvaluationRun, other: EvaluationRun, benchmark: str, protocol: ScoringRule) -> _Compared:
     title, scale = BENCHMARKS[benchmark].title, run.percent(benchmark, protocol)
-    first = metric_rows(other.predictions[benchmark], protocol)
-    second = metric_rows(run.predictions[benchmark], protocol)
-    answered = [{row["problem_id"] for row in rows if row["score"] is not None} for rows in (first, second)]
+    first = scored_items(other.predictions[benchmark], protocol)
+    second = scored_items(run.predictions[benchmark], protocol)
+    answered = [{item.problem_id for item in items if item.score is not None} for items in (first, second)]
     if not set.intersection(*answered):
         return _Compared(items=(title, protocol, "0", f"{len(first):,}", *[ABSENT] * (len(ITEM_HEADER) - 4)))
     paired = compare_runs(first, second)
@@ -125,10 +126,10 @@ def _compared(run: EvaluationRun, other: EvaluationRun, benchmark: str, protocol
         *counts,
         ABSENT if paired.p_value is None else f"{paired.p_value:.2g}",
     )
-    found = bootstrap_differences(benchmark, protocol, first, second)
+    found = bootstrap_differences(BENCHMARKS[benchmark], protocol, first, second)
     differences = {name: _signed(difference, scale) for name, difference in found.items()}
-    main = [name for name in MAIN_MEANS if name in differences]
-    others = in_reading_order(name for name in differences if name not in MAIN_MEANS)
+    main = [name for name in headline_names(BENCHMARKS[benchmark], protocol) if name in differences]
+    others = in_reading_order(name for name in differences if name not in main)
     return _Compared(
         items=items,
         differences=[
@@ -174,14 +175,14 @@ def _left_out(run: EvaluationRun, other: EvaluationRun) -> list[Paragraph]:
     benchmarks = (BENCHMARKS[name].title for name in dict.fromkeys((*run.predictions, *other.predictions)))
     shared = {BENCHMARKS[name].title for name in run.predictions if name in other.predictions}
     missing = [title for title in benchmarks if title not in shared]
-    missing += [f"protocol {name}" for name in sorted({*run.protocols} ^ {*other.protocols})]
+    missing += [f"protocol {name}" for name in sorted({*run.scoring_rules} ^ {*other.scoring_rules})]
     if not missing:
         return []
     names = ", ".join(missing)
     return [Paragraph(kind="warning", text=f"Not compared, because only one of the runs has them: {names}.")]
 
 
-def knowledge_gain(run: EvaluationRun, other: EvaluationRun, protocols: Sequence[Protocol]) -> list[Paragraph]:
+def knowledge_gain(run: EvaluationRun, other: EvaluationRun, protocols: Sequence[ScoringRule]) -> list[Paragraph]:
     """VideoMMMU's gain, where the other run saw question-only clips of the Adaptation track and this one did not."""
     runs = {"before": other, "after": run}
     if not all("videommmu" in each.predictions for each in runs.values()):
@@ -192,8 +193,8 @@ def knowledge_gain(run: EvaluationRun, other: EvaluationRun, protocols: Sequence
         return []
     found = []
     for protocol in protocols:
-        field = next(field for field in ("track", "original_question_type") if field in tracks["after"][0].breakdown)
-        means = {name: each.means("videommmu", protocol)[f"{field}/Adaptation"]["value"] for name, each in runs.items()}
+        field = next(field for field in ("track", "original_question_type") if field in tracks["after"][0].categories)
+        means = {name: each.means("videommmu", protocol)[f"{field}/Adaptation"].value for name, each in runs.items()}
         if None in means.values():
             continue
         percent = {name: runs[name].percent("videommmu", protocol) * value for name, value in means.items()}
@@ -212,12 +213,12 @@ def knowledge_gain(run: EvaluationRun, other: EvaluationRun, protocols: Sequence
 
 
 def _adapts(prediction: Prediction) -> bool:
-    return "Adaptation" in (prediction.breakdown.get("track"), prediction.breakdown.get("original_question_type"))
+    return "Adaptation" in (prediction.categories.get("track"), prediction.categories.get("original_question_type"))
 
 
 def _settings_block(run: EvaluationRun, other: EvaluationRun) -> Block:
     ours, theirs = (
-        flattened({"identity": each.manifest["identity"], "versions": each.manifest["versions"]})
+        flattened({"identity": asdict(each.manifest.identity), "versions": each.manifest.versions})
         for each in (run, other)
     )
     rows = [
@@ -240,4 +241,4 @@ def _short_digest(text: str) -> str:
 
 
 def _named(run: EvaluationRun) -> str:
-    return f"{', '.join(run.predictions)} under {', '.join(run.protocols)}"
+    return f"{', '.join(run.predictions)} under {', '.join(run.scoring_rules)}"

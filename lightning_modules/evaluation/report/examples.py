@@ -18,7 +18,7 @@ from lightning_modules.evaluation.report.run_folder import EvaluationRun
 from lightning_modules.pictures.film_strip import film_strip
 from rewards.answer_format import wrap_answer
 from rewards.evaluation.predictions import Prediction
-from rewards.evaluation.scoring import Protocol
+from rewards.evaluation.scoring import ScoringRule
 from rewards.types import ProblemType
 
 STRIP_WIDTH, STRIP_FRAMES, JPEG_QUALITY = 880, 8, 72
@@ -71,12 +71,9 @@ def make_examples(
         other: the run that it is compared with; of a benchmark that both have, the items are the same.
         limit: of each benchmark.
         data_root: folder that the items' paths are relative to; None leaves the film strips out.
-
-    Raises:
-        ValueError: the manifest's frame settings are none of this version.
     """
-    settings = run.manifest["identity"]["settings"]
-    profile, reader = FrameConfig(**settings["frames"]), settings["reader"]
+    settings = run.manifest.identity.settings
+    profile, reader = settings.frames, settings.reader
     examples = []
     for benchmark, predictions in run.predictions.items():
         others = {item.problem_id: item for item in other.predictions.get(benchmark, ())} if other else {}
@@ -94,7 +91,7 @@ def make_examples(
                     prediction=prediction,
                     outcome=outcome,
                     disagree=len(scores) > 1,
-                    groups=tuple(f"{field}/{value}" for field, value in prediction.breakdown.items()),
+                    groups=tuple(f"{field}/{value}" for field, value in prediction.categories.items()),
                     strip=strip,
                     strip_note=run.without_folders(note, *roots),
                     failure=None if prediction.failure is None else run.without_folders(prediction.failure),
@@ -125,7 +122,7 @@ def change_of(prediction: Prediction, other: Prediction | None) -> Change | None
 
 def leading_score(prediction: Prediction) -> float | None:
     """Score under the first protocol that grades the item; None for a failed item or without such a protocol."""
-    graded: list[Protocol] = [name for name in prediction.scores if name not in prediction.ungraded]
+    graded: list[ScoringRule] = [name for name in prediction.scores if name not in prediction.ungraded]
     return prediction.scores[graded[0]] if graded else None
 
 
@@ -138,8 +135,8 @@ def choose(
     """
 
     def group(item: Prediction) -> tuple[Hashable, str | None]:
-        fields = next(iter(BENCHMARKS[item.benchmark].groups.values()))
-        return kind(item), next((item.breakdown[field] for field in fields if field in item.breakdown), None)
+        fields = next(iter(BENCHMARKS[item.benchmark].breakdowns.values()))
+        return kind(item), next((item.categories[field] for field in fields if field in item.categories), None)
 
     return sorted(_dealt(_dealt(predictions, group), kind)[:limit], key=lambda item: item.index)
 

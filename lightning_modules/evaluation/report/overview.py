@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from datamodules.evaluation.benchmarks import BENCHMARKS
@@ -18,13 +19,17 @@ from lightning_modules.evaluation.report.blocks import (
     Section,
     Table,
 )
-from lightning_modules.evaluation.report.published_scores import PUBLISHED, REFERENCE_MODEL, SOURCE
 from lightning_modules.evaluation.report.run_folder import EvaluationRun
 from rewards.evaluation.metrics import aggregate
-from rewards.evaluation.predictions import Prediction, metric_rows
-from rewards.evaluation.scoring import Protocol
+from rewards.evaluation.predictions import Prediction, scored_items
+from rewards.evaluation.scoring import ScoringRule
 
-PROTOCOLS: Mapping[Protocol, str] = {
+SOURCE = "VideoRFT, arXiv 2505.12434 (NeurIPS 2025), main results"
+
+REFERENCE_MODEL = "VideoRFT-7B"
+"""Whose published numbers are marked in the chart."""
+
+PROTOCOLS: Mapping[ScoringRule, str] = {
     "videorft": "what the paper's released script computes: the exact letter, numbers at two decimals, mean relative "
     "accuracy with a strict comparison",
     "official": "the rule of each benchmark's authors, as far as it needs no language model as a judge",
@@ -42,16 +47,16 @@ MOST_FAILURES = 100
 """So many failed items are listed; the others are counted."""
 
 
-def score_of(run: EvaluationRun, benchmark: str, protocol: Protocol, name: str) -> Score:
+def score_of(run: EvaluationRun, benchmark: str, protocol: ScoringRule, name: str) -> Score:
     """One mean in percent, with its interval."""
     mean, scale = run.means(benchmark, protocol)[name], run.percent(benchmark, protocol)
-    value, low, high = (None if mean[key] is None else mean[key] * scale for key in ("value", "low", "high"))
+    value, low, high = (None if value is None else value * scale for value in (mean.value, mean.low, mean.high))
     return Score(value=value, low=low, high=high)
 
 
-def main_scores(run: EvaluationRun, benchmark: str, protocol: Protocol) -> dict[str, Score]:
+def main_scores(run: EvaluationRun, benchmark: str, protocol: ScoringRule) -> dict[str, Score]:
     """The means that stand for the benchmark as a whole under this protocol."""
-    headline = run.results["benchmarks"][benchmark]["protocols"][protocol]["headline"]
+    headline = run.results.benchmarks[benchmark].scoring_rules[protocol].headline
     return {name: score_of(run, benchmark, protocol, name) for name in headline}
 
 
@@ -59,24 +64,24 @@ def scores_section(run: EvaluationRun) -> Section:
     rows, bars = [], []
     for benchmark in run.predictions:
         title = BENCHMARKS[benchmark].title
-        for protocol in run.protocols:
+        for protocol in run.scoring_rules:
             strict = _failed_as_wrong(run.predictions[benchmark], benchmark, protocol)
-            ungraded = run.results["benchmarks"][benchmark]["protocols"][protocol]["ungraded"]
+            ungraded = run.results.benchmarks[benchmark].scoring_rules[protocol].ungraded
             for name, score in main_scores(run, benchmark, protocol).items():
                 mean = run.means(benchmark, protocol)[name]
-                counts = (f"{int(mean['scored']):,}", f"{int(mean['failed']):,}", f"{ungraded:,}")
-                as_wrong = Score(value=strict[name] * run.percent(benchmark, protocol)) if mean["failed"] else ABSENT
-                rows.append((title, protocol, MAIN_MEANS[name], score, *counts, as_wrong))
+                counts = (f"{mean.scored:,}", f"{mean.failed:,}", f"{ungraded:,}")
+                as_wrong = Score(value=strict[name] * run.percent(benchmark, protocol)) if mean.failed else ABSENT
+                rows.append((title, protocol, MAIN_MEANS.get(name, name), score, *counts, as_wrong))
                 bars.append(
                     ChartRow(
                         label=title,
                         series=series_name(protocol, name),
                         score=score,
-                        mark=PUBLISHED[REFERENCE_MODEL][benchmark],
+                        mark=BENCHMARKS[benchmark].published.get(REFERENCE_MODEL),
                     )
                 )
     blocks: list[Block] = [
-        *(Paragraph(text=f"Protocol {name}: {PROTOCOLS[name]}.") for name in run.protocols),
+        *(Paragraph(text=f"Protocol {name}: {PROTOCOLS[name]}.") for name in run.scoring_rules),
         Paragraph(
             text="Failed items (media that cannot be read, prompts that do not fit) have no answer. They are in "
             "neither numerator nor denominator of a score; its last column counts them as wrong. Ungraded items are of "
@@ -103,9 +108,9 @@ def series_name(protocol: str, mean: str) -> str:
     return f"{MAIN_MEANS[mean]}, {protocol}" if mean == "mean_mra" else protocol
 
 
-def _failed_as_wrong(predictions: Sequence[Prediction], benchmark: str, protocol: Protocol) -> dict[str, float]:
-    rows = [row | {"score": row["score"] or 0.0} for row in metric_rows(predictions, protocol)]
-    return aggregate(benchmark, protocol, rows)
+def _failed_as_wrong(predictions: Sequence[Prediction], benchmark: str, protocol: ScoringRule) -> dict[str, float]:
+    items = [replace(item, score=item.score or 0.0) for item in scored_items(predictions, protocol)]
+    return {name: mean.value for name, mean in aggregate(BENCHMARKS[benchmark], protocol, items).items()}
 
 
 def _items_table(run: EvaluationRun) -> Table:
@@ -144,13 +149,14 @@ def _items_table(run: EvaluationRun) -> Table:
 def paper_section(run: EvaluationRun) -> Section:
     """Our main numbers and the published ones, benchmark by benchmark."""
     rows = []
+    models = list(dict.fromkeys(model for benchmark in run.predictions for model in BENCHMARKS[benchmark].published))
     for benchmark, predictions in run.predictions.items():
         facts = BENCHMARKS[benchmark]
         whole = "" if len(predictions) == facts.items else f" ({len(predictions):,} of {facts.items:,} items)"
-        published = [Score(value=scores[benchmark]) for scores in PUBLISHED.values()]
-        for protocol in run.protocols:
+        published = [Score(value=facts.published.get(model)) for model in models]
+        for protocol in run.scoring_rules:
             for name, score in main_scores(run, benchmark, protocol).items():
-                rows.append((facts.title + whole, f"{protocol}, {MAIN_MEANS[name]}", score, *published))
+                rows.append((facts.title + whole, f"{protocol}, {MAIN_MEANS.get(name, name)}", score, *published))
     blocks: list[Block] = [
         Paragraph(
             kind="warning",
@@ -166,7 +172,7 @@ def paper_section(run: EvaluationRun) -> Section:
         ),
         Table(
             caption="This run beside the paper, in percent",
-            header=("Benchmark", "This run", run_label(run.model), *PUBLISHED),
+            header=("Benchmark", "This run", run_label(run.model), *models),
             rows=rows,
             text_columns=2,
         ),
@@ -216,13 +222,13 @@ def settings_section(run: EvaluationRun) -> Section:
         Table(
             caption="Identity of the run, from manifest.json",
             header=("Setting", "Value"),
-            rows=list(flattened(run.manifest["identity"]).items()),
+            rows=list(flattened(asdict(run.manifest.identity)).items()),
             text_columns=2,
         ),
         Table(
             caption="Versions",
             header=("Package", "Version"),
-            rows=list(flattened(run.manifest["versions"]).items()),
+            rows=list(flattened(run.manifest.versions).items()),
             text_columns=2,
         ),
     ]

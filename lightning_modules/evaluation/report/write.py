@@ -91,18 +91,18 @@ def report_sections(run: EvaluationRun, other: EvaluationRun | None) -> list[Sec
 def lead(run: EvaluationRun) -> str:
     """One sentence on what was measured."""
     items = sum(map(len, run.predictions.values()))
-    settings = run.manifest["identity"]["settings"]
+    settings = run.manifest.identity.settings
     scoring = {"generate": "answers are generated", "likelihood": "multiple choice by the likeliest option letter"}
     return (
         f"{items:,} items of {len(run.predictions)} benchmark{'' if len(run.predictions) == 1 else 's'}; "
-        f"{settings['frames']['num_frames']} frames of at most {settings['frames']['max_pixels']:,} pixels; "
-        f"{scoring[settings['choice_scoring']]}; protocols {' and '.join(run.protocols)}. "
-        f"Manifest {run.results['manifest_sha256'][:12]}."
+        f"{settings.frames.num_frames} frames of at most {settings.frames.max_pixels:,} pixels; "
+        f"{scoring[settings.choice_scoring]}; protocols {' and '.join(run.scoring_rules)}. "
+        f"Manifest {run.results.manifest_sha256[:12]}."
     )
 
 
 def _data_root(run: EvaluationRun, given: str | Path | None) -> Path:
-    root = Path(run.manifest["paths"]["data_root"] if given is None else given)
+    root = Path(run.manifest.paths.data_root if given is None else given)
     if not root.is_dir():
         raise ValueError(
             f"The film strips need the media of the run, but its data root {str(root)!r} does not exist here (looked "

@@ -10,13 +10,13 @@ from datamodules.checks.data_check import check_data, check_rewards, text_token_
 from datamodules.checks.reports import SHOWN_PER_KIND, DataReport, Finding, PromptSize
 from datamodules.prompts import PromptTemplate
 from datamodules.records import open_records, scan
-from datamodules.synthetic.dataset import write_mixed_dataset
 from datamodules.video.frame_sampling import FrameConfig
 from lightning_modules.policy.tiny import CHAT_TEMPLATE, build_tokenizer
 from rewards.accuracy import AccuracyReward
 from rewards.format import FormatReward
 from rewards.suite import RewardSuite
 from rewards.types import ProblemType
+from tests.datamodules.synthetic.mixed_dataset import write_mixed_dataset
 
 PROFILE = FrameConfig(num_frames=8, min_pixels=56 * 56, max_pixels=56 * 56)
 SUITE = RewardSuite([AccuracyReward(), FormatReward(weight=0.5)])

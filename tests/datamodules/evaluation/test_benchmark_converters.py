@@ -5,15 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datamodules.evaluation.converters import (
-    ADAPTATION_HINT,
-    convert_mmvu,
-    convert_mvbench,
-    convert_tempcompass,
-    convert_videomme,
-    convert_videommmu,
-    convert_vsibench,
-)
+from datamodules.evaluation.benchmarks import mmvu, mvbench, tempcompass, videomme, videommmu, vsibench
 
 VSI = {
     "id": 12,
@@ -27,7 +19,7 @@ VSI = {
 
 
 def test_vsibench_choice_in_full():
-    assert list(convert_vsibench([VSI])) == [
+    assert list(vsibench.convert([VSI])) == [
         {
             "problem_id": "12",
             "problem": "Which object is closest to the sink?",
@@ -45,7 +37,7 @@ def test_vsibench_choice_in_full():
 
 def test_vsibench_numbers_are_regression_questions():
     row = {**VSI, "question_type": "object_abs_distance", "ground_truth": 2.1, "options": None}
-    (record,) = convert_vsibench([row], folder="vsi")
+    (record,) = vsibench.convert([row], folder="vsi")
     assert (record["problem_type"], record["options"], record["solution"]) == ("regression", [], "<answer>2.1</answer>")
     assert record["path"] == "./vsi/scannet/scene0011_00.mp4"
 
@@ -60,14 +52,14 @@ MMMU = {
 
 
 def test_videommmu_tracks():
-    (comprehension,) = convert_videommmu([MMMU], "Comprehension")
+    (comprehension,) = videommmu.convert([MMMU], "Comprehension")
     assert comprehension["path"] == "./VideoMMMU/Engineering/validation_Architecture_and_Engineering_4.mp4"
     assert comprehension["options"] == ["A. left", "B. right"]
     assert comprehension["problem"] == MMMU["question"]
     assert (comprehension["track"], comprehension["subject"]) == ("Comprehension", "Architecture_and_Engineering")
-    (before,) = convert_videommmu([MMMU], "Adaptation", question_only=True)
+    (before,) = videommmu.convert([MMMU], "Adaptation", question_only=True)
     assert before["path"] == "./VideoMMMU/question_only/validation_Architecture_and_Engineering_4_image.mp4"
-    assert before["problem"] == f"{ADAPTATION_HINT}\n{MMMU['question']}"
+    assert before["problem"] == f"{videommmu.ADAPTATION_HINT}\n{MMMU['question']}"
     assert before["problem_id"] != comprehension["problem_id"]
 
 
@@ -82,7 +74,7 @@ def test_videommmu_tracks():
     ],
 )
 def test_videommmu_open_questions(answer, kind):
-    (record,) = convert_videommmu([{**MMMU, "question_type": "open", "options": [], "answer": answer}], "Adaptation")
+    (record,) = videommmu.convert([{**MMMU, "question_type": "open", "options": [], "answer": answer}], "Adaptation")
     assert (record["problem_type"], record["options"], record["solution"]) == (kind, [], f"<answer>{answer}</answer>")
 
 
@@ -96,7 +88,7 @@ def test_mmvu_leaves_open_questions_and_empty_choices_out():
         "choices": {"A": "10.0", "B": "5.0", "C": ""},
         "answer": "A",
     }
-    (record,) = convert_mmvu([row, {**row, "question_type": "open-ended", "answer": "10"}])
+    (record,) = mmvu.convert([row, {**row, "question_type": "open-ended", "answer": "10"}])
     assert record["options"] == ["A. 10.0", "B. 5.0"]
     assert record["path"] == "./MMVU/videos/Chemistry/0.mp4"
 
@@ -105,25 +97,25 @@ MVB = {"video": "ZS9XR.mp4", "question": "What first?", "candidates": ["ate", "s
 
 
 def test_mvbench_times_are_kept_where_the_task_has_them():
-    (timed,) = convert_mvbench([{**MVB, "start": 1.5, "end": 9.25}], "Action Sequence")
+    (timed,) = mvbench.convert([{**MVB, "start": 1.5, "end": 9.25}], "Action Sequence")
     assert (timed["start"], timed["end"], timed["solution"]) == (1.5, 9.25, "<answer>C</answer>")
     assert timed["path"] == "./MVBench/video/star/Charades_v1_480/ZS9XR.mp4"
-    (untimed,) = convert_mvbench([{**MVB, "start": 0, "end": 1}], "Object Shuffle")
+    (untimed,) = mvbench.convert([{**MVB, "start": 0, "end": 1}], "Object Shuffle")
     assert "start" not in untimed
     frames = {**MVB, "video": "friends_s03e09_clip_07", "start": 0, "end": 2}
-    (episode,) = convert_mvbench([frames], "Episodic Reasoning")
+    (episode,) = mvbench.convert([frames], "Episodic Reasoning")
     assert episode["path"] == "./MVBench/video/tvqa/frames_fps3_hq/friends_s03e09_clip_07.mp4"
 
 
-def tempcompass(task, question, answer):
-    (record,) = convert_tempcompass({"1034": {"speed": [{"question": question, "answer": answer}]}}, task)
+def temporal(task, question, answer):
+    (record,) = tempcompass.convert({"1034": {"speed": [{"question": question, "answer": answer}]}}, task)
     assert (record["problem_id"], record["path"]) == (f"{task}/1034/speed/0", "./TempCompass/videos/1034.mp4")
     assert (record["original_question"], record["original_answer"]) == (question, answer)
     return record
 
 
 def test_tempcompass_captions_become_lettered_options():
-    record = tempcompass(
+    record = temporal(
         "caption_matching", "Which fits?\nOption 1: A man: fast.\nOption 2: Slow. A man", "Option 2: Slow. A man"
     )
     assert record["problem"] == "Which fits?"
@@ -132,12 +124,12 @@ def test_tempcompass_captions_become_lettered_options():
 
 
 def test_tempcompass_other_tasks():
-    choice = tempcompass("multi-choice", "How fast?\nA. fast\nB. slow", "B. slow")
+    choice = temporal("multi-choice", "How fast?\nA. fast\nB. slow", "B. slow")
     assert (choice["problem"], choice["options"]) == ("How fast?", ["A. fast", "B. slow"])
     assert choice["solution"] == "<answer>B</answer>"
-    judged = tempcompass("yes_no", "Is it fast?", "no")
+    judged = temporal("yes_no", "Is it fast?", "no")
     assert (judged["options"], judged["solution"]) == (["A. yes", "B. no"], "<answer>B</answer>")
-    assert tempcompass("captioning", "Describe.", "B. slow, A. Smith")["solution"] == "<answer>slow, A. Smith</answer>"
+    assert temporal("captioning", "Describe.", "B. slow, A. Smith")["solution"] == "<answer>slow, A. Smith</answer>"
 
 
 def test_options_keep_their_letters_or_get_them():
@@ -152,25 +144,25 @@ def test_options_keep_their_letters_or_get_them():
         "answer": "B",
     }
     for options in (["A. x.", "B. y."], ["x.", "y."], ["A) x.", "B) y."]):
-        (record,) = convert_videomme([{**row, "options": options}])
+        (record,) = videomme.convert([{**row, "options": options}])
         assert record["options"] == ["A. x.", "B. y."]
-    (mixed,) = convert_videomme([{**row, "options": ["A. x.", "C. y."]}])
+    (mixed,) = videomme.convert([{**row, "options": ["A. x.", "C. y."]}])
     assert mixed["options"] == ["A. A. x.", "B. C. y."]
 
 
 @pytest.mark.parametrize(
     ("convert", "message"),
     [
-        (lambda: convert_vsibench([{**VSI, "question_type": "quiz"}]), "question 12: question_type is 'quiz'"),
-        (lambda: convert_vsibench([{**VSI, "options": None}]), r"'B' is the letter of none of \[\]"),
-        (lambda: convert_vsibench([VSI, {"id": 1}]), "VSI-Bench, row 1: dataset, scene_name, .* given are id"),
-        (lambda: convert_videommmu([{**MMMU, "id": "dev_Alchemy_1"}], "Perception"), "subject 'Alchemy'"),
-        (lambda: convert_mvbench([MVB], "Action Sequence"), "Action Sequence, row 0: start, end missing"),
-        (lambda: convert_mvbench([MVB], "Action"), "'Action' is no task of MVBench"),
-        (lambda: convert_mvbench([{**MVB, "answer": "hid"}], "State Change"), "answer 'hid' is none of"),
-        (lambda: convert_tempcompass({}, "quiz"), "'quiz' is no task of TempCompass; its tasks are multi-choice"),
+        (lambda: vsibench.convert([{**VSI, "question_type": "quiz"}]), "question 12: question_type is 'quiz'"),
+        (lambda: vsibench.convert([{**VSI, "options": None}]), r"'B' is the letter of none of \[\]"),
+        (lambda: vsibench.convert([VSI, {"id": 1}]), "VSI-Bench, row 1: dataset, scene_name, .* given are id"),
+        (lambda: videommmu.convert([{**MMMU, "id": "dev_Alchemy_1"}], "Perception"), "subject 'Alchemy'"),
+        (lambda: mvbench.convert([MVB], "Action Sequence"), "Action Sequence, row 0: start, end missing"),
+        (lambda: mvbench.convert([MVB], "Action"), "'Action' is no task of MVBench"),
+        (lambda: mvbench.convert([{**MVB, "answer": "hid"}], "State Change"), "answer 'hid' is none of"),
+        (lambda: tempcompass.convert({}, "quiz"), "'quiz' is no task of TempCompass; its tasks are multi-choice"),
         (
-            lambda: convert_tempcompass(
+            lambda: tempcompass.convert(
                 {"1": {"speed": [{"question": "?\nOption 1: x", "answer": "y"}]}}, "caption_matching"
             ),
             "answer 'y' is none of",

@@ -96,16 +96,16 @@ def test_prompts_that_cannot_be_built_are_refused_with_their_records(tiny_folder
         data.check_records(lambda benchmark, record: None)
 
 
-def test_mistaken_clips_are_said_beside_the_scores(tiny_folder, benchmark_data, tmp_path):
+def test_parts_and_mistaken_clips_are_noted_beside_the_scores(tiny_folder, benchmark_data, tmp_path):
     records = json.loads((benchmark_data / "eval_videommmu.json").read_text())
     records[2]["path"] = "./VideoMMMU/question_only/test_Finance_12_image.mp4"
     file = tmp_path / "eval_videommmu.json"
     file.write_text(json.dumps(records))
     data = data_module(tiny_folder, benchmark_data, benchmarks=["videommmu"], files={"videommmu": str(file)})
     data.setup("validate")
-    size, trap = data.check_records(lambda benchmark, record: None)["videommmu"]
+    size, defect = data.check_records(lambda benchmark, record: None)["videommmu"]
     assert size.startswith("4 questions where VideoMMMU has 900")
-    assert trap.startswith("1 of 4 questions are not the benchmark's; first: path is './VideoMMMU/question_only/")
+    assert defect.startswith("1 of 4 questions are not the benchmark's; first: path is './VideoMMMU/question_only/")
 
 
 @pytest.fixture

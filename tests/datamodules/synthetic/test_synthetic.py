@@ -7,10 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from datamodules.synthetic.dataset import NUM_CHOICES, corpus, questions, write_dataset, write_mixed_dataset
+from datamodules.synthetic.dataset import NUM_CHOICES, corpus, questions, write_dataset
 from datamodules.synthetic.generated_folder import MANIFEST
 from datamodules.synthetic.scene import COLORS, FRAMES, Flash, Scene, render
 from rewards.types import ProblemType
+from tests.datamodules.synthetic.mixed_dataset import write_mixed_dataset
 
 SMALL = {"seed": 3, "sft_clips": 6, "rl_clips": 4, "eval_clips": 4, "progress": False}
 

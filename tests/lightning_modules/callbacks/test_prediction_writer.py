@@ -91,8 +91,8 @@ def test_failed_run_leaves_finished_batches_and_the_former_file(tmp_path: Path, 
         quiet_trainer(PredictionWriter(str(output)), tmp_path).predict(Answerer(fails_at=2), numbers(6))
     assert output.read_text() == "former\n"
     # Batches 0 and 1 of two records each.
-    assert [row["output"] for row in rows(tmp_path / "rows.jsonl.partial")] == [0, 1, 4, 9]
-    assert "rows.jsonl.partial" in caplog.text
+    assert [line["row"]["output"] for line in rows(tmp_path / "rows.rank0.partial.jsonl")] == [0, 1, 4, 9]
+    assert "rows.rank0.partial.jsonl" in caplog.text
 
 
 def test_batch_is_on_the_disk_before_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -101,7 +101,7 @@ def test_batch_is_on_the_disk_before_the_next_one(tmp_path: Path, monkeypatch: p
 
     class Watcher(Answerer):
         def predict_step(self, batch: torch.Tensor, batch_idx: int) -> list[dict]:
-            seen.append((len(rows(tmp_path / "rows.jsonl.partial")), len(synced)))
+            seen.append((len(rows(tmp_path / "rows.rank0.partial.jsonl")), len(synced)))
             return super().predict_step(batch, batch_idx)
 
     quiet_trainer(PredictionWriter(str(tmp_path / "rows.jsonl")), tmp_path).predict(Watcher(), numbers(6))

@@ -35,7 +35,7 @@ def answer(folder: Path, batches: list[int], *, rank: int = 0) -> None:
     journal = PredictionJournal(folder, BATCHES)
     journal.open(rank)
     for number in batches:
-        journal.append(prediction(key) for key in BATCHES[number])
+        journal.append(prediction(key).to_line() for key in BATCHES[number])
     journal.close()
 
 
@@ -52,7 +52,8 @@ def names(folder: Path) -> list[str]:
 def test_ranks_are_merged_into_the_order_of_the_run(tmp_path):
     answer(tmp_path, [2, 0], rank=0)
     answer(tmp_path, [1], rank=1)
-    finished = PredictionJournal(tmp_path, BATCHES).finish()
+    finished, complete = PredictionJournal(tmp_path, BATCHES).finish()
+    assert complete
     assert finished == read_predictions(tmp_path / "predictions.jsonl") == [prediction(key) for key in KEYS]
     assert names(tmp_path) == ["predictions.jsonl"]
 
@@ -78,12 +79,12 @@ def test_gathering_keeps_whole_batches_and_removes_the_rest(tmp_path):
     assert gathered(tmp_path) == [KEYS[3]]
     assert names(tmp_path) == ["predictions.partial.jsonl"]
     answer(tmp_path, [0, 1], rank=0)
-    assert PredictionJournal(tmp_path, BATCHES).finish() == [prediction(key) for key in KEYS]
+    assert PredictionJournal(tmp_path, BATCHES).finish() == ([prediction(key) for key in KEYS], True)
 
 
 def test_unfinished_runs_have_no_final_file(tmp_path):
     answer(tmp_path, [0, 1])
-    assert PredictionJournal(tmp_path, BATCHES).finish() is None
+    assert PredictionJournal(tmp_path, BATCHES).finish() == ([prediction(key) for key in KEYS[:3]], False)
     assert names(tmp_path) == ["predictions.rank0.partial.jsonl"]
 
 
@@ -100,9 +101,9 @@ def test_copies_left_over_by_an_interruption_count_once(tmp_path):
 def test_failed_batches_are_taken_out_for_a_retry(tmp_path):
     journal = PredictionJournal(tmp_path, BATCHES)
     journal.open(0)
-    journal.append([prediction(KEYS[0], failure="no file"), prediction(KEYS[1])])
-    journal.append([prediction(KEYS[2])])
-    journal.append([prediction(KEYS[3])])
+    journal.append([prediction(KEYS[0], failure="no file").to_line(), prediction(KEYS[1]).to_line()])
+    journal.append([prediction(KEYS[2]).to_line()])
+    journal.append([prediction(KEYS[3]).to_line()])
     journal.close()
     journal.finish()
     assert gathered(tmp_path) == KEYS
@@ -115,7 +116,7 @@ def test_two_answers_to_one_question_are_an_error(tmp_path):
     answer(tmp_path, [1], rank=0)
     journal = PredictionJournal(tmp_path, BATCHES)
     journal.open(1)
-    journal.append([prediction(KEYS[2], answer="B")])
+    journal.append([prediction(KEYS[2], answer="B").to_line()])
     with pytest.raises(ValueError, match=r"item 2 of mmvu has another answer.*at a time"):
         journal.gather()
 
@@ -159,9 +160,9 @@ def _session(folder: Path, draw: random.Random) -> None:
     journal.open(0)
     for batch in BATCHES:
         if not answered.keys() >= set(batch):
-            journal.append(prediction(key) for key in batch)
+            journal.append(prediction(key).to_line() for key in batch)
     journal.close()
-    assert journal.finish() is not None
+    assert journal.finish()[1]
 
 
 def _deadly(owner, name, draw):

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ import yaml
 import cli
 from lightning_modules.evaluation.manifest import differences, identity_hash, model_files, read_manifest
 from lightning_modules.evaluation.replay import run_config, with_manifest
+from lightning_modules.evaluation.typed_json import as_text
+from lightning_modules.rollouts.types import SamplingConfig
 from tests.lightning_modules.evaluation.benchmark_runs import (
     benchmark_data_module,
     benchmark_module,
@@ -78,26 +81,18 @@ def replay(folder, *options):
 
 def test_manifest_names_model_data_settings_and_versions(own):
     manifest = read_manifest(own / "run" / "manifest.json")
-    identity = manifest["identity"]
+    identity = manifest.identity
     weights = hashlib.sha256((own / "model" / "model.safetensors").read_bytes()).hexdigest()
-    assert identity["model"]["model.safetensors"] == weights
-    assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= identity["model"].keys()
+    assert identity.model["model.safetensors"] == weights
+    assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= identity.model.keys()
     file = hashlib.sha256((own / "data" / "eval_mmvu.json").read_bytes()).hexdigest()
-    assert (identity["data"]["mmvu"]["sha256"], identity["data"]["mmvu"]["items"]) == (file, 4)
-    assert (identity["data"]["mmvu"]["media"]["files"], identity["data"]["mmvu"]["media"]["missing"]) == (4, 0)
-    settings = identity["settings"]
-    assert settings["frames"]["num_frames"] == 4
-    assert settings["prompt"]["instruction"] == "Look twice."
-    assert settings["decoding"] == {
-        "max_new_tokens": 6,
-        "temperature": 0.01,
-        "top_p": 0.001,
-        "top_k": 0,
-        "min_p": 0.0,
-        "greedy": False,
-    }
-    assert settings["protocols"] == ["videorft", "official"]
-    assert {"python", "torch", "transformers", "lightning", "av"} <= manifest["versions"].keys()
+    mmvu = identity.data["mmvu"]
+    assert (mmvu.sha256, mmvu.items, mmvu.media.files, mmvu.media.missing) == (file, 4, 4, 0)
+    assert identity.settings.frames.num_frames == 4
+    assert identity.settings.prompt["instruction"] == "Look twice."
+    assert identity.settings.decoding == SamplingConfig(max_new_tokens=6, temperature=0.01, top_p=0.001)
+    assert identity.settings.scoring_rules == ["videorft", "official"]
+    assert {"python", "torch", "transformers", "lightning", "av"} <= manifest.versions.keys()
     results = json.loads((own / "run" / "results.json").read_text())
     assert results["manifest_sha256"] == identity_hash(manifest)
 
@@ -163,11 +158,11 @@ def test_a_run_of_a_config_that_names_no_precision_can_be_replayed():
     assert again.config["model"] == run.config["model"]
 
 
-def test_options_after_the_manifest_win(tmp_path):
+def test_options_after_the_manifest_win(finished, tmp_path):
     path = tmp_path / "run" / "manifest.json"
     path.parent.mkdir()
     run = {"model": {"class_path": "m", "init_args": {"seed": 0}}, "data": {}, "trainer": {}}
-    path.write_text(json.dumps({"version": 1, "identity": {}, "run": run}))
+    path.write_text(as_text(replace(read_manifest(finished / "run" / "manifest.json"), run=run)))
     command, config, *rest = with_manifest(["test", "--trainer.devices=2", "--manifest", str(path), "--config=b.yaml"])
     assert (command, rest) == ("test", ["--trainer.devices=2", "--config=b.yaml"])
     own = {"seed": 0, "output": str(tmp_path / "run_replay"), "manifest": str(path)}
@@ -177,11 +172,11 @@ def test_options_after_the_manifest_win(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "is not a file"),
+        (None, "is missing"),
         ("no", "is not JSON"),
-        ("[]", "is no manifest of version 1"),
-        ('{"version": 2, "identity": {}}', "is no manifest of version 1"),
-        ('{"version": 1, "identity": {}, "run": null}', "was not started from the command line"),
+        ("[]", "is no Manifest of version 2"),
+        ('{"version": 1, "identity": {}}', "is no Manifest of version 2"),
+        ('{"version": 2, "identity": {}}', "the file must hold version, identity"),
     ],
 )
 def test_unusable_manifests_are_named(tmp_path, text, message):
@@ -193,6 +188,13 @@ def test_unusable_manifests_are_named(tmp_path, text, message):
     assert str(path) in str(error.value)
 
 
+def test_a_manifest_without_a_configuration_cannot_be_replayed(finished, tmp_path):
+    path = tmp_path / "manifest.json"
+    path.write_text(as_text(replace(read_manifest(finished / "run" / "manifest.json"), run=None)))
+    with pytest.raises(ValueError, match="was not started from the command line"):
+        with_manifest(["validate", f"--manifest={path}"])
+
+
 def test_fit_takes_no_manifest():
     with pytest.raises(ValueError, match="with validate or test, not with fit"):
         with_manifest(["fit", "--manifest=x.json"])
@@ -201,7 +203,7 @@ def test_fit_takes_no_manifest():
 def test_runs_from_python_leave_a_manifest_without_configuration(tiny_folder, benchmark_data, tmp_path):
     data = benchmark_data_module(tiny_folder, benchmark_data, benchmarks=["mmvu"])
     evaluate(benchmark_module(tiny_folder, tmp_path), data, limit_val_batches=1)
-    assert read_manifest(tmp_path / "manifest.json")["run"] is None
+    assert read_manifest(tmp_path / "manifest.json").run is None
 
 
 def test_differences_name_every_leaf():

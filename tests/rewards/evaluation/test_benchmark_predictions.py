@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from rewards.evaluation.metrics import aggregate
-from rewards.evaluation.predictions import Prediction, grade, metric_rows, prediction_from, read_predictions
+from datamodules.evaluation.benchmarks import BENCHMARKS
+from rewards.evaluation.metrics import Mean, aggregate
+from rewards.evaluation.predictions import Prediction, grade, prediction_from, read_predictions, scored_items
 
 FAILURE = "data.json:2 (problem_id 7): media file clip.mp4 does not exist."
 
@@ -19,7 +20,7 @@ def test_a_line_holds_everything(tmp_path):
     row = prediction(
         options=["A. 日本", "B. \u2028"],
         start=0.1,
-        breakdown={"task": "yes_no"},
+        categories={"task": "yes_no"},
         extra={"more": [1, {"deep": None}]},
         completion="<answer>A</answer>\n",
         answer="A",
@@ -52,13 +53,13 @@ def test_missing_file_is_named(tmp_path):
         read_predictions(tmp_path / "none.jsonl")
 
 
-def test_protocols_grade_by_their_own_rules():
+def test_each_rule_grades_in_its_own_way():
     # "A. red" is not the text "A" (script); its first mark is the letter A (TempCompass's matching rule).
     grades = grade(
-        "tempcompass",
+        BENCHMARKS["tempcompass"],
         ["videorft", "official"],
         problem_type="multiple choice",
-        question_type=None,
+        categories={},
         answer="A. red",
         gold="A",
     )
@@ -69,10 +70,10 @@ def test_protocols_grade_by_their_own_rules():
 @pytest.mark.parametrize("answer", ["red squares", None])
 def test_captions_have_no_official_rule_whether_answered_or_failed(answer):
     grades = grade(
-        "tempcompass",
+        BENCHMARKS["tempcompass"],
         ["videorft", "official"],
         problem_type="free-form",
-        question_type=None,
+        categories={},
         answer=answer,
         gold="red",
     )
@@ -83,30 +84,26 @@ def test_captions_have_no_official_rule_whether_answered_or_failed(answer):
 
 def test_broken_gold_answers_are_no_missing_rule():
     with pytest.raises(ValueError, match="not a number"):
-        grade("vsibench", ["videorft"], problem_type="regression", question_type=None, answer="1", gold="two")
+        grade(BENCHMARKS["vsibench"], ["videorft"], problem_type="regression", categories={}, answer="1", gold="two")
 
 
 def test_failed_items_stay_in_the_denominator_report_and_ungraded_ones_in_none():
-    rows = metric_rows(
+    rows = scored_items(
         [
-            prediction("1", answer="A", scores={"official": 1.0}, breakdown={"task": "yes_no"}),
-            prediction("2", failure=FAILURE, scores={"official": None}, breakdown={"task": "yes_no"}),
+            prediction("1", answer="A", scores={"official": 1.0}, categories={"task": "yes_no"}),
+            prediction("2", failure=FAILURE, scores={"official": None}, categories={"task": "yes_no"}),
             prediction("3", answer="red", scores={"official": None}, ungraded={"official": "no rule"}),
         ],
         "official",
     )
-    means = aggregate("tempcompass", "official", rows)
-    assert {name: means[name] for name in ("overall", "scored", "failed", "failed/task/yes_no")} == {
-        "overall": 100.0,
-        "scored": 1.0,
-        "failed": 1.0,
-        "failed/task/yes_no": 1.0,
-    }
+    means = aggregate(BENCHMARKS["tempcompass"], "official", rows)
+    assert means["overall"] == Mean(value=100.0, scored=1, failed=1)
+    assert means["task/yes_no"] == Mean(value=100.0, scored=1, failed=1)
 
 
-def test_a_protocol_that_was_not_scored_is_an_error():
-    with pytest.raises(ValueError, match="no score of protocol 'official'; the run scored 'videorft'"):
-        metric_rows([prediction(scores={"videorft": 1.0})], "official")
+def test_a_rule_that_was_not_scored_is_an_error():
+    with pytest.raises(ValueError, match="no score under 'official'; the run scored 'videorft'"):
+        scored_items([prediction(scores={"videorft": 1.0})], "official")
 
 
 def test_rows_come_back_equal():

@@ -1,26 +1,30 @@
 """Intervals and paired tests, against closed forms and against a plain bootstrap of the aggregate itself."""
 
+from dataclasses import replace
 from math import sqrt
 
 import numpy as np
 import pytest
 
-from rewards.evaluation.metrics import aggregate
+from datamodules.evaluation.benchmarks.mvbench import MVBENCH
+from datamodules.evaluation.benchmarks.videomme import VIDEOMME
+from datamodules.evaluation.benchmarks.vsibench import VSIBENCH
+from rewards.evaluation.metrics import ScoredItem, aggregate
 from rewards.evaluation.statistics import bootstrap_differences, bootstrap_intervals, compare_runs, mcnemar_exact
 
 DIRECTIONS = ("object_rel_direction_easy", "object_rel_direction_medium", "object_rel_direction_hard")
 
 
-def rows_of(scores, **fields):
+def rows_of(scores, name="", **categories):
     return [
-        {"problem_id": index, "problem_type": "multiple choice", "score": score, **fields}
+        ScoredItem(problem_id=f"{name}{index}", problem_type="multiple choice", score=score, categories=categories)
         for index, score in enumerate(scores)
     ]
 
 
 def test_interval_of_a_share_is_the_binomial_one():
     # 200 of 400 right: standard error 100 * sqrt(0.5 * 0.5 / 400) = 2.5 points, so 95 % is 50 -+ 4.9.
-    interval = bootstrap_intervals("mvbench", "official", rows_of([1.0, 0.0] * 200), resamples=4000)["overall"]
+    interval = bootstrap_intervals(MVBENCH, "official", rows_of([1.0, 0.0] * 200), resamples=4000)["overall"]
     assert interval.low == pytest.approx(50 - 1.96 * 2.5, abs=0.5)
     assert interval.high == pytest.approx(50 + 1.96 * 2.5, abs=0.5)
 
@@ -28,37 +32,37 @@ def test_interval_of_a_share_is_the_binomial_one():
 def test_interval_of_a_composite_equals_aggregating_each_resample():
     generator = np.random.default_rng(1)
     rows = [
-        row | {"original_question_type": task}
-        for task, share in zip((*DIRECTIONS, "route_planning"), (0.2, 0.5, 0.8, 0.6), strict=True)
-        for row in rows_of((generator.random(25) < share).astype(float).tolist())
+        row
+        for task, chance in zip((*DIRECTIONS, "route_planning"), (0.2, 0.5, 0.8, 0.6), strict=True)
+        for row in rows_of((generator.random(25) < chance).astype(float).tolist(), original_question_type=task)
     ]
     overalls = [
-        aggregate("vsibench", "official", [rows[index] for index in generator.integers(0, len(rows), len(rows))])[
+        aggregate(VSIBENCH, "official", [rows[index] for index in generator.integers(0, len(rows), len(rows))])[
             "overall"
-        ]
+        ].value
         for _ in range(1000)
     ]
     low, high = np.quantile(overalls, (0.025, 0.975))
-    interval = bootstrap_intervals("vsibench", "official", rows, resamples=4000)["overall"]
+    interval = bootstrap_intervals(VSIBENCH, "official", rows, resamples=4000)["overall"]
     assert (interval.low, interval.high) == pytest.approx((low, high), abs=1.5)
 
 
 def test_intervals_are_seeded_and_narrow_with_the_level():
     rows = rows_of([1.0, 0.0, 0.0] * 30, duration="short")
-    first = bootstrap_intervals("videomme", "videorft", rows, seed=3)
-    assert first == bootstrap_intervals("videomme", "videorft", rows, seed=3)
-    assert first != bootstrap_intervals("videomme", "videorft", rows, seed=4)
+    first = bootstrap_intervals(VIDEOMME, "videorft", rows, seed=3)
+    assert first == bootstrap_intervals(VIDEOMME, "videorft", rows, seed=3)
+    assert first != bootstrap_intervals(VIDEOMME, "videorft", rows, seed=4)
     assert set(first) == {"mean_acc", "duration/short"}
     assert first["mean_acc"] == first["duration/short"]  # the same items
-    half = bootstrap_intervals("videomme", "videorft", rows, seed=3, level=0.5)["mean_acc"]
+    half = bootstrap_intervals(VIDEOMME, "videorft", rows, seed=3, level=0.5)["mean_acc"]
     assert first["mean_acc"].low < half.low < 1 / 3 < half.high < first["mean_acc"].high
 
 
 def test_failed_items_are_not_drawn():
     rows = rows_of([1.0, None, 1.0, None])
-    interval = bootstrap_intervals("mvbench", "official", rows)["overall"]
+    interval = bootstrap_intervals(MVBENCH, "official", rows)["overall"]
     assert (interval.low, interval.high) == (100, 100)  # drawn as 0 or as empty, they would lower it
-    assert bootstrap_intervals("mvbench", "official", rows_of([None])) == {}
+    assert bootstrap_intervals(MVBENCH, "official", rows_of([None])) == {}
 
 
 @pytest.mark.parametrize(
@@ -108,14 +112,11 @@ def test_differences_of_all_means_are_paired():
     # 100 items per task. Directions: all levels equal in both runs. Route: the second run is right on 10 items more.
     first, second = [], []
     for task in (*DIRECTIONS, "route_planning"):
-        for index in range(100):
-            score = float(index < 40)
-            gain = task == "route_planning" and 40 <= index < 50
-            common = {"problem_id": f"{task}{index}", "problem_type": "multiple choice", "original_question_type": task}
-            first.append(common | {"score": score})
-            second.append(common | {"score": 1.0 if gain else score})
-    second[-1]["score"] = None  # a right answer of neither run: route becomes 40 and 50 of 99
-    result = bootstrap_differences("vsibench", "official", first, second[::-1], resamples=2000)
+        right = 50 if task == "route_planning" else 40
+        for run, number in ((first, 40), (second, right)):
+            run += rows_of([1.0] * number + [0.0] * (100 - number), name=task, original_question_type=task)
+    second[-1] = replace(second[-1], score=None)  # a right answer of neither run: route becomes 40 and 50 of 99
+    result = bootstrap_differences(VSIBENCH, "official", first, second[::-1], resamples=2000)
     assert result["object_rel_direction_accuracy"].value == 0
     assert result["object_rel_direction_accuracy"].interval.high == 0  # the same items are drawn in both runs
     assert result["route_planning_accuracy"].value == pytest.approx(1000 / 99)
@@ -127,7 +128,7 @@ def test_differences_of_all_means_are_paired():
 
 def test_differences_need_equal_breakdowns():
     with pytest.raises(ValueError, match="differ between the runs"):
-        bootstrap_differences("videomme", "official", rows_of([1.0], duration="short"), rows_of([1.0], duration="long"))
+        bootstrap_differences(VIDEOMME, "official", rows_of([1.0], duration="short"), rows_of([1.0], duration="long"))
 
 
 def test_scores_between_0_and_1_have_no_mcnemar_test():
@@ -139,7 +140,7 @@ def test_scores_between_0_and_1_have_no_mcnemar_test():
 def test_runs_must_hold_the_same_items():
     with pytest.raises(ValueError, match=r"2 only in the first \(5 items\), 0 only in the second \(3 items\)"):
         compare_runs(rows_of([1.0] * 5), rows_of([1.0] * 3))
-    with pytest.raises(ValueError, match="second run has 1 rows whose problem_id occurred before"):
+    with pytest.raises(ValueError, match="second run has 1 items whose problem_id occurred before"):
         compare_runs(rows_of([1.0]), rows_of([1.0]) * 2)
     with pytest.raises(ValueError, match="None of the 2 items was answered in both runs"):
         compare_runs(rows_of([None, 1.0]), rows_of([1.0, None]))
@@ -147,6 +148,6 @@ def test_runs_must_hold_the_same_items():
 
 def test_settings_out_of_range():
     with pytest.raises(ValueError, match="resamples is 10"):
-        bootstrap_intervals("mvbench", "official", rows_of([1.0]), resamples=10)
+        bootstrap_intervals(MVBENCH, "official", rows_of([1.0]), resamples=10)
     with pytest.raises(ValueError, match="level is 95"):
         compare_runs(rows_of([1.0]), rows_of([1.0]), level=95)

@@ -4,24 +4,55 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from datamodules.evaluation.benchmarks import BENCHMARKS
 from datamodules.video.frame_sampling import FrameConfig
-from lightning_modules.evaluation.manifest import identity_hash
-from lightning_modules.evaluation.results import VERSION, as_text, benchmark_results
+from lightning_modules.evaluation.manifest import (
+    DataIdentity,
+    Environment,
+    Identity,
+    Manifest,
+    Paths,
+    Settings,
+    file_hash,
+    identity_hash,
+)
+from lightning_modules.evaluation.results import RunResults, benchmark_results
+from lightning_modules.evaluation.typed_json import as_text
+from lightning_modules.rollouts.types import SamplingConfig
 from rewards.answer_format import wrap_answer, wrap_think
-from rewards.evaluation.metrics import BREAKDOWNS
 from rewards.evaluation.predictions import Prediction, gold_answer, grade
 from rewards.evaluation.scoring import predicted_answer
 from tests.datamodules.evaluation.benchmark_samples import write_benchmark_sample
 
-PROTOCOLS = ("videorft", "official")
+RULES = ["videorft", "official"]
 PROFILE = FrameConfig(num_frames=8, min_pixels=56 * 56, max_pixels=112 * 112)
 COLORS = ("red", "green", "blue", "yellow", "white")
+SETTINGS = Settings(
+    benchmarks=[],
+    limit=None,
+    frames=PROFILE,
+    reader="pyav",
+    seconds_per_patch=None,
+    max_prompt_tokens=16384,
+    batch_size=1,
+    prompt={"question": "{problem}{options}"},
+    decoding=SamplingConfig(),
+    choice_scoring="generate",
+    answer_prefix="",
+    scoring_rules=RULES,
+    seed=0,
+    dtype="float32",
+    precision="32-true",
+    attn_implementation="auto",
+    quantization=None,
+    lora=None,
+)
 
 
 def write_made_up_run(
@@ -41,8 +72,7 @@ def write_made_up_run(
     generator = np.random.default_rng(seed)
     predictions = []
     for name in benchmarks:
-        sample = write_benchmark_sample(data_root, name)
-        records = json.loads(sample.file.read_text())
+        records = json.loads(write_benchmark_sample(data_root, BENCHMARKS[name]).read_text())
         for index in range(items):
             record = {**records[index % len(records)], "problem_id": index}
             predictions.append(_prediction(name, index, record, generator, skill))
@@ -54,31 +84,28 @@ def write_run_folder(
 ) -> Path:
     """The folder whose predictions these are, with results that follow from them."""
     benchmarks = list(dict.fromkeys(prediction.benchmark for prediction in predictions))
-    choices = {"frames": asdict(PROFILE), "reader": "pyav", "choice_scoring": "generate", "seed": 0}
-    data = {name: {"sha256": "0" * 64, "items": 4} for name in benchmarks}
-    manifest = {
-        "version": 1,
-        "identity": {
-            "model": {"config.json": "a1" * 32},
-            "data": data,
-            "settings": choices | {"prompt": {"question": "{problem}{options}"}} | settings,
-        },
-        "versions": {"python": "3.11"},
-        "environment": {"device": "cpu", "ranks": 1, "started": "2001-01-01T00:00:00"},
-        "paths": {"model": model, "data_root": str(data_root), "files": {}},
-        "run": None,
-    }
-    notes = {name: [f"{len(predictions):,} made-up answers."] for name in benchmarks}
-    results = {
-        "version": VERSION,
-        "manifest_sha256": identity_hash(manifest),
-        "model": model,
-        "choice_scoring": "generate",
-        "protocols": list(PROTOCOLS),
-        "benchmarks": benchmark_results(predictions, PROTOCOLS, notes),
-    }
+    manifest = Manifest(
+        identity=Identity(
+            model={"config.json": "a1" * 32},
+            data={name: DataIdentity(sha256="0" * 64, items=4, media=None) for name in benchmarks},
+            settings=replace(SETTINGS, benchmarks=benchmarks, **settings),
+        ),
+        versions={"python": "3.11"},
+        environment=Environment(device="cpu", ranks=1, started="2001-01-01T00:00:00"),
+        paths=Paths(model=model, data_root=str(data_root), files={}),
+        run=None,
+    )
     folder.mkdir(parents=True)
     (folder / "predictions.jsonl").write_text("".join(prediction.to_line() for prediction in predictions))
+    notes = {name: [f"{len(predictions):,} made-up answers."] for name in benchmarks}
+    results = RunResults(
+        manifest_sha256=identity_hash(manifest),
+        predictions_sha256=file_hash(folder / "predictions.jsonl"),
+        model=model,
+        choice_scoring="generate",
+        scoring_rules=RULES,
+        benchmarks=benchmark_results(predictions, RULES, notes),
+    )
     (folder / "results.json").write_text(as_text(results))
     (folder / "manifest.json").write_text(as_text(manifest))
     return folder
@@ -90,10 +117,9 @@ def made_up_prediction(
     """The prediction that an evaluation makes of a record and what the model wrote."""
     gold = gold_answer(record["solution"])
     answer = None if completion is None else predicted_answer(completion)
-    kind = record.get("original_question_type")
-    graded = grade(
-        benchmark, PROTOCOLS, problem_type=record["problem_type"], question_type=kind, answer=answer, gold=gold
-    )
+    facts = BENCHMARKS[benchmark]
+    categories = facts.categories(record)
+    graded = grade(facts, RULES, problem_type=record["problem_type"], categories=categories, answer=answer, gold=gold)
     return Prediction(
         benchmark=benchmark,
         index=index,
@@ -106,7 +132,7 @@ def made_up_prediction(
         path=record.get("path"),
         start=record.get("start"),
         end=record.get("end"),
-        breakdown={field: str(record[field]) for field in BREAKDOWNS[benchmark] if record.get(field) is not None},
+        categories=categories,
         completion=completion,
         answer=answer,
         well_formed=None if completion is None else completion.startswith("<think>"),
@@ -138,7 +164,7 @@ def _prediction(
     if slip < 0.08:
         return made_up_prediction(benchmark, index, record, f"I think it is {answer}, because the {seen} square")
     if slip < 0.2:
-        answer = f"{answer}. {seen}"  # one protocol reads the letter of it, the other does not
+        answer = f"{answer}. {seen}"  # one rule reads the letter of it, the other does not
     return made_up_prediction(benchmark, index, record, f"{wrap_think(think)}\n{wrap_answer(answer)}")
 
 
