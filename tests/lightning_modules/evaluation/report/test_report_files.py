@@ -100,7 +100,7 @@ def test_equal_predictions_give_equal_bytes_whenever_and_wherever(run, tmp_path)
 def test_data_cannot_become_markup(tmp_path):
     predictions = answered("mmvu", [ATTACK, "B", None], problem=[ATTACK] * 3, subject=[ATTACK] * 3)
     folder = write_run_folder(tmp_path / "run", tmp_path, predictions, model=f"models/{ATTACK}")
-    other = write_run_folder(tmp_path / "other", tmp_path, predictions, prompt=ATTACK)
+    other = write_run_folder(tmp_path / "other", tmp_path, predictions, prompt={"question": ATTACK})
     files = write_report(folder, compare=other)
     page, tables = (path.read_text(encoding="utf-8") for path in (files.html, files.markdown))
     tags = Tags(page)
@@ -117,8 +117,7 @@ def test_data_cannot_become_markup(tmp_path):
 def test_markdown_holds_the_same_numbers(run):
     text = write_report(run).markdown.read_text(encoding="utf-8")
     (row,) = re.findall(r"^\| Video-MME \| official \| overall \| (\S+) .*$", text, re.MULTILINE)
-    results = json.loads((run / "results.json").read_text())
-    value = results["benchmarks"]["videomme"]["protocols"]["official"]["means"]["overall"]["value"]
+    value = load_run(run).means("videomme", "official")["overall"].value
     assert row == f"{value:.1f}"
 
 

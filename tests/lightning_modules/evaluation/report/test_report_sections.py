@@ -77,14 +77,11 @@ def test_scores_say_what_is_behind_them(tmp_path):
 
 def test_intervals_come_from_results_json_in_percent(tmp_path):
     run = run_of(tmp_path / "run", answered("mmvu", ["A", "A", "B", "B"]))
-    means = run.results["benchmarks"]["mmvu"]["protocols"]
+    accuracy = run.means("mmvu", "videorft")["mean_acc"]
+    exact = run.means("mmvu", "official")["exact_letter_accuracy"]
     fraction, percent = (row[3] for row in table(scores_section(run), "Scores").rows)
-    assert (fraction.low, fraction.high) == tuple(
-        100 * means["videorft"]["means"]["mean_acc"][end] for end in ("low", "high")
-    )
-    assert (percent.low, percent.high) == tuple(
-        means["official"]["means"]["exact_letter_accuracy"][end] for end in ("low", "high")
-    )
+    assert (fraction.low, fraction.high) == (100 * accuracy.low, 100 * accuracy.high)
+    assert (percent.low, percent.high) == (exact.low, exact.high)
     assert fraction.low == percent.low == 0 and fraction.high == 100  # four items, two right: any share may be drawn
 
 
@@ -181,10 +178,11 @@ def test_a_relative_data_root_is_no_word_to_replace(tmp_path):
 
 
 def test_settings_show_where_a_text_ends(tmp_path):
-    run = run_of(tmp_path / "run", answered("mmvu", ["A"]), separator="\n", prefix="", instruction=" Look.", limit=None)
+    prompt = {"separator": "\n", "prefix": "", "instruction": " Look."}
+    run = run_of(tmp_path / "run", answered("mmvu", ["A"]), prompt=prompt)
     rows = dict(table(settings_section(run), "Identity").rows)
-    assert rows["settings.separator"] == '"\\n"' and rows["settings.prefix"] == '""'
-    assert rows["settings.instruction"] == '" Look."' and rows["settings.limit"] == "null"
+    assert rows["settings.prompt.separator"] == '"\\n"' and rows["settings.prompt.prefix"] == '""'
+    assert rows["settings.prompt.instruction"] == '" Look."' and rows["settings.limit"] == "null"
 
 
 def test_settings_leave_out_who_ran_it_when_and_where(tmp_path):
@@ -245,7 +243,7 @@ def test_comparison_names_what_one_run_has_only(tmp_path):
     run = run_of(tmp_path / "this", answered("mmvu", THIS) + answered("videomme", THIS))
     other = run_of(tmp_path / "other", answered("mmvu", OTHER))
     assert "only one of the runs has them: Video-MME." in prose(comparison_section(run, other))
-    one_rule = replace(run, results={**run.results, "protocols": ["official"]})
+    one_rule = replace(run, results=replace(run.results, scoring_rules=["official"]))
     section = comparison_section(one_rule, run)
     assert "only one of the runs has them: protocol videorft." in prose(section)
     assert [row[1] for row in table(section, "Items").rows] == ["official", "official"]
@@ -266,19 +264,20 @@ def test_knowledge_gain_from_question_only_clips(tmp_path):
 
 def test_files_must_belong_together(tmp_path):
     folder = write_run_folder(tmp_path / "run", tmp_path, answered("mmvu", ["A", "B"]))
-    results = json.loads((folder / "results.json").read_text())
+    results, lines = json.loads((folder / "results.json").read_text()), (folder / "predictions.jsonl").read_text()
 
-    results["benchmarks"]["mmvu"]["protocols"]["official"]["means"]["exact_letter_accuracy"]["value"] = 75.0
-    (folder / "results.json").write_text(json.dumps(results))
-    with pytest.raises(ValueError, match=r"states exact_letter_accuracy = 75\.0 for mmvu .* gives 50\.0"):
+    (folder / "predictions.jsonl").write_text(lines.replace('"answer": "B"', '"answer": "A"'))
+    with pytest.raises(ValueError, match=r"predictions\.jsonl is not the file that results\.json holds the scores of"):
         load_run(folder)
+    (folder / "predictions.jsonl").write_text(lines)
 
     (folder / "results.json").write_text(json.dumps(results | {"manifest_sha256": "0"}))
     with pytest.raises(ValueError, match="belongs to another manifest"):
         load_run(folder)
 
-    (folder / "results.json").write_text(json.dumps(results | {"benchmarks": {}}))
-    with pytest.raises(ValueError, match=r"predictions\.jsonl holds mmvu, results\.json none"):
+    results["benchmarks"]["mmvu"]["items"] = "two"
+    (folder / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=r"results\.json: benchmarks\.mmvu\.items is 'two'; it must be int\."):
         load_run(folder)
 
     (folder / "results.json").write_text("{")
