@@ -6,17 +6,14 @@ the authors' own scorer reads, are kept under their own names.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from string import ascii_uppercase
 from typing import Any
 
 from datamodules.evaluation.benchmarks.benchmark import Record, Row
 from rewards.answer_format import wrap_answer
+from rewards.options import split_option
 from rewards.types import ProblemType
-
-LABEL = re.compile(r"\A([A-Z])\s*[.):]\s*")
-"""The letter before an option's text."""
 
 
 def checked_rows(benchmark: str, rows: Iterable[Row], needed: str) -> Iterator[Row]:
@@ -44,7 +41,7 @@ def lettered(options: Iterable[str] | None) -> list[str]:
     """Options as "A. text"; letters that they carry already are kept where they are A, B, C and so on."""
     # Parquet gives options as an array, whose truth value is not defined.
     texts = [] if options is None else [str(option).strip() for option in options]
-    labels = [LABEL.match(text) for text in texts]
-    if all(label and label[1] == letter for label, letter in zip(labels, ascii_uppercase, strict=False)):
-        return [f"{label[1]}. {text[label.end() :]}" for label, text in zip(labels, texts, strict=True)]
+    parts = [split_option(text) for text in texts]
+    if all(part and part.letter == letter for part, letter in zip(parts, ascii_uppercase, strict=False)):
+        texts = [part.text for part in parts if part]
     return [f"{letter}. {text}" for letter, text in zip(ascii_uppercase, texts, strict=False)]

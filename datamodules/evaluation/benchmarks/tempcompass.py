@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from datamodules.evaluation.benchmarks.annotation import LABEL, checked_rows, lettered, video_record
+from datamodules.evaluation.benchmarks.annotation import checked_rows, lettered, video_record
 from datamodules.evaluation.benchmarks.benchmark import Benchmark, Record, Row
+from rewards.options import split_option
 from rewards.types import ProblemType
 
 _LETTER_FIRST = re.compile(r"[A-Z](?:[.)]|$)")
@@ -86,8 +87,8 @@ def convert(
 
 def _multi_choice(question: str, answer: str) -> _Form:
     problem, *options = (line.strip() for line in question.split("\n") if line.strip())
-    letter = LABEL.match(answer)
-    return _Form(problem=problem, options=lettered(options), answer=letter[1] if letter else answer)
+    chosen = split_option(answer)
+    return _Form(problem=problem, options=lettered(options), answer=chosen.letter if chosen else answer)
 
 
 def _yes_no(question: str, answer: str) -> _Form:
@@ -108,7 +109,9 @@ def _caption_matching(question: str, answer: str) -> _Form:
 
 
 def _captioning(question: str, answer: str) -> _Form:
-    return _Form(problem=question, options=[], answer=LABEL.sub("", answer), problem_type=ProblemType.FREE_FORM)
+    chosen = split_option(answer)
+    reference = chosen.text if chosen else answer
+    return _Form(problem=question, options=[], answer=reference, problem_type=ProblemType.FREE_FORM)
 
 
 _FORMS: Mapping[str, Callable[[str, str], _Form]] = {

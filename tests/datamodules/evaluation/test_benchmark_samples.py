@@ -7,11 +7,11 @@ import pytest
 from datamodules.checks.data_check import check_data, check_rewards
 from datamodules.evaluation.benchmarks import BENCHMARKS
 from datamodules.media import read_media
-from datamodules.option_letters import option_letters
 from datamodules.prompts import PromptTemplate
 from datamodules.records import RecordFile, scan
 from datamodules.video.frame_sampling import FrameConfig
 from rewards.accuracy import AccuracyReward
+from rewards.options import option_letters
 from rewards.suite import RewardSuite
 from tests.datamodules.evaluation.benchmark_samples import (
     SECONDS,
@@ -58,7 +58,7 @@ def test_published_files_are_read_as_they_are(name, tmp_path):
     (record,) = RecordFile(file, tmp_path)
     assert BENCHMARKS[name].defect(record, SECONDS) is None
     assert PromptTemplate().question_text(record).count("B. green") == 1  # listed or in the question, not both
-    assert option_letters(record)[:4] == ("A", "B", "C", "D")
+    assert option_letters(record.options, record.problem, where="")[:4] == ("A", "B", "C", "D")
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
