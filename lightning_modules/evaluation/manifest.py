@@ -226,7 +226,7 @@ def read_manifest(path: str | Path) -> Manifest:
 
 def differences(expected: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """One line `place: ... then, ... now` for every leaf in which two nested mappings differ."""
-    before, after = dict(_leaves(expected)), dict(_leaves(given))
+    before, after = dict(leaves_of(expected)), dict(leaves_of(given))
     return [
         f"{'.'.join(place)}: {_shown(before, place)} then, {_shown(after, place)} now"
         for place in sorted(before.keys() | after.keys())
@@ -267,9 +267,10 @@ def check_replay(path: str | Path, given: Manifest) -> list[str]:
     return differences(expected.versions, given.versions)
 
 
-def _leaves(tree: Any, place: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+def leaves_of(tree: Any, place: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    """(names on the way, value) for everything in nested mappings that is no mapping itself, or an empty one."""
     if isinstance(tree, Mapping) and tree:
-        return [leaf for name, value in tree.items() for leaf in _leaves(value, (*place, str(name)))]
+        return [leaf for name, value in tree.items() for leaf in leaves_of(value, (*place, str(name)))]
     return [(place, tree)]
 
 

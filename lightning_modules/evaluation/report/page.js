@@ -3,42 +3,32 @@
   const form = document.getElementById("filter");
   if (!form) return;
   const cards = [...document.querySelectorAll("#cards > article")];
-  const groups = form.elements.namedItem("group");
-  const shown = document.getElementById("shown");
-  const chosen = (name) => {
-    const field = form.elements.namedItem(name);
-    if (!field) return "";
-    return field.type === "checkbox" ? (field.checked ? "yes" : "") : field.value;
-  };
+  const selects = [...form.querySelectorAll("select")];
+  const values = (card, select) => card.dataset[select.name].split("\n").filter(Boolean);
 
-  // Of the groups of all benchmarks, those of the chosen one are offered.
-  const offerGroups = (benchmark) => {
-    for (const list of groups.querySelectorAll("optgroup")) {
-      const offered = !benchmark || list.dataset.benchmark === benchmark;
-      list.hidden = !offered;
-      list.disabled = !offered;
-    }
-    const list = groups.selectedOptions[0]?.parentElement;
-    if (list instanceof HTMLOptGroupElement && list.disabled) groups.value = "";
-  };
+  for (const select of selects) {
+    const found = new Set(cards.flatMap((card) => values(card, select)));
+    select.append(...[...found].sort().map((value) => new Option(value, value)));
+    select.parentElement.hidden = found.size < 2;
+  }
 
+  // Each choice offers what the choices before it leave; one that is not offered any more falls back to all.
   const update = () => {
-    offerGroups(chosen("benchmark"));
-    const wanted = { benchmark: chosen("benchmark"), outcome: chosen("outcome"), change: chosen("change"),
-      disagree: chosen("disagree") };
-    const group = chosen("group");
-    let count = 0;
-    for (const card of cards) {
-      const fits = Object.entries(wanted).every(([name, value]) => !value || card.dataset[name] === value)
-        && (!group || card.dataset.groups.split("\n").includes(group));
-      card.hidden = !fits;
-      count += fits;
+    let left = cards;
+    for (const select of selects) {
+      const offered = new Set(left.flatMap((card) => values(card, select)));
+      for (const option of select.options) {
+        option.hidden = option.disabled = option.value !== "" && !offered.has(option.value);
+      }
+      if (select.selectedOptions[0].disabled) select.value = "";
+      if (select.value) left = left.filter((card) => values(card, select).includes(select.value));
     }
-    shown.textContent = count === cards.length ? `${count} examples` : `${count} of ${cards.length} examples`;
+    for (const card of cards) card.hidden = !left.includes(card);
+    const all = left.length === cards.length ? "" : ` of ${cards.length}`;
+    document.getElementById("shown").textContent = `${left.length}${all} examples`;
   };
 
   form.hidden = false;
   form.addEventListener("change", update);
-  form.addEventListener("submit", (event) => event.preventDefault());
   update();
 })();

@@ -1,4 +1,4 @@
-"""The folder of an evaluation: predictions.jsonl, results.json and manifest.json, checked against each other."""
+"""The folder of an evaluation: predictions.jsonl, results.json and manifest.json, which must be of one run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from pathlib import Path
 
 from datamodules.evaluation.benchmarks import BENCHMARKS
 from lightning_modules.evaluation.manifest import Manifest, file_hash, identity_hash, read_manifest
+from lightning_modules.evaluation.report.tables import Score
 from lightning_modules.evaluation.results import RunResults, read_results
-from rewards.evaluation.metrics import Mean
+from rewards.evaluation.metrics import UNITS, Mean
 from rewards.evaluation.predictions import Prediction, read_predictions
 from rewards.evaluation.scoring import ScoringRule
+
+PERCENT: Mapping[ScoringRule, float] = {rule: {"fraction": 100.0, "percent": 1.0}[unit] for rule, unit in UNITS.items()}
+"""What a rule's numbers are multiplied by to be percent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +32,25 @@ class EvaluationRun:
     """manifest.json: what was measured and how."""
 
     @property
-    def model(self) -> str:
-        return self.results.model
+    def label(self) -> str:
+        """The model's name, short enough for a table's header: a hub name, or the last two parts of a path."""
+        model = self.results.model
+        return "/".join(part for part in model.split("/")[-2:] if part) or model
 
     @property
-    def scoring_rules(self) -> list[ScoringRule]:
+    def rules(self) -> list[ScoringRule]:
         return self.results.scoring_rules
+
+    def means(self, benchmark: str, rule: ScoringRule) -> Mapping[str, Mean]:
+        """By name, in the rule's unit."""
+        return self.results.benchmarks[benchmark].scoring_rules[rule].means
+
+    def score(self, benchmark: str, rule: ScoringRule, name: str) -> Score:
+        """One mean in percent, with its interval."""
+        mean, scale = self.means(benchmark, rule)[name], PERCENT[rule]
+        if mean.value is None:
+            return Score(value=None)
+        return Score(value=mean.value * scale, interval=(mean.low * scale, mean.high * scale))
 
     def without_folders(self, text: str, *roots: Path) -> str:
         """`text` with paths below the data root, and those of the data files, as they are known in the benchmark.
@@ -55,22 +72,13 @@ class EvaluationRun:
             text = text.replace(f"{spelling}/", "").replace(spelling, "as given")
         return text
 
-    def means(self, benchmark: str, rule: ScoringRule) -> Mapping[str, Mean]:
-        """By name, in the rule's unit."""
-        return self.results.benchmarks[benchmark].scoring_rules[rule].means
-
-    def percent(self, benchmark: str, rule: ScoringRule) -> float:
-        """What the rule's numbers are multiplied by to be percent."""
-        unit = self.results.benchmarks[benchmark].scoring_rules[rule].unit
-        return {"fraction": 100.0, "percent": 1.0}[unit]
-
 
 def load_run(folder: str | Path) -> EvaluationRun:
-    """Read a run folder; its results must be those of its predictions.
+    """Read a run folder.
 
     Raises:
         ValueError: the folder or one of its files is missing, unreadable or of another version, the run is not
-            finished, or results.json does not belong to predictions.jsonl.
+            finished, or its files are not of one run.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -85,23 +93,15 @@ def load_run(folder: str | Path) -> EvaluationRun:
     manifest, results = read_manifest(folder / "manifest.json"), read_results(folder / "results.json")
     if identity_hash(manifest) != results.manifest_sha256:
         raise ValueError(f"{folder}: results.json belongs to another manifest.json. Keep the files of a run together.")
+    predictions: dict[str, list[Prediction]] = defaultdict(list)
+    for prediction in read_predictions(folder / "predictions.jsonl"):
+        predictions[prediction.benchmark].append(prediction)
     if file_hash(folder / "predictions.jsonl") != results.predictions_sha256:
         raise ValueError(
             f"{folder}: predictions.jsonl is not the file that results.json holds the scores of. One of them was "
             "changed or is of another run; repeat the evaluation."
         )
-    predictions: dict[str, list[Prediction]] = defaultdict(list)
-    for prediction in read_predictions(folder / "predictions.jsonl"):
-        predictions[prediction.benchmark].append(prediction)
-    run = EvaluationRun(folder=folder, predictions=dict(predictions), results=results, manifest=manifest)
-    _check(run)
-    return run
-
-
-def _check(run: EvaluationRun) -> None:
-    unknown = sorted(run.predictions.keys() - BENCHMARKS.keys())
+    unknown = sorted(predictions.keys() - BENCHMARKS.keys())
     if unknown:
-        raise ValueError(
-            f"{run.folder / 'predictions.jsonl'} names the benchmarks {', '.join(unknown)}; known are "
-            f"{', '.join(BENCHMARKS)}."
-        )
+        raise ValueError(f"{folder} is a run on {', '.join(unknown)}; known benchmarks are {', '.join(BENCHMARKS)}.")
+    return EvaluationRun(folder=folder, predictions=dict(predictions), results=results, manifest=manifest)

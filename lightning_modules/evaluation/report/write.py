@@ -6,20 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datamodules.atomic_file import write_atomically
-from lightning_modules.evaluation.report.blocks import Section
-from lightning_modules.evaluation.report.breakdowns import benchmark_section
 from lightning_modules.evaluation.report.comparison import comparison_section
 from lightning_modules.evaluation.report.examples import make_examples
-from lightning_modules.evaluation.report.html_page import render_html
-from lightning_modules.evaluation.report.markdown import render_markdown
-from lightning_modules.evaluation.report.overview import (
+from lightning_modules.evaluation.report.render import render_html, render_markdown
+from lightning_modules.evaluation.report.run_folder import EvaluationRun, load_run
+from lightning_modules.evaluation.report.sections import (
+    EXAMPLES_SECTION,
+    benchmark_section,
     failures_section,
-    paper_section,
-    run_label,
-    scores_section,
+    score_sections,
     settings_section,
 )
-from lightning_modules.evaluation.report.run_folder import EvaluationRun, load_run
 
 EXAMPLES = 12
 """Of each benchmark."""
@@ -60,10 +57,16 @@ def write_report(
         raise ValueError(f"examples is {examples}; give 0 for none, or how many of each benchmark are shown.")
     run = load_run(folder)
     other = None if compare is None else load_run(compare)
-    sections = report_sections(run, other)
-    root = _data_root(run, data_root) if examples else None
-    shown = make_examples(run, other, limit=examples, data_root=root)
-    title = f"Benchmark report: {run_label(run.model)}"
+    shown = make_examples(run, other, limit=examples, data_root=_data_root(run, data_root)) if examples else []
+    sections = [
+        *score_sections(run),
+        *([comparison_section(run, other)] if other else []),
+        *(benchmark_section(run, benchmark) for benchmark in run.predictions),
+        failures_section(run),
+        settings_section(run),
+    ]
+    page_sections = [*sections[:-1], EXAMPLES_SECTION, sections[-1]] if shown else sections
+    title, lead = f"Benchmark report: {run.label}", _lead(run)
     target = Path(folder if output is None else output)
     target.mkdir(parents=True, exist_ok=True)
     files = ReportFiles(
@@ -71,32 +74,19 @@ def write_report(
         html=target / "report.html",
         without_frames=sum(example.strip is None and example.prediction.path is not None for example in shown),
     )
-    write_atomically(files.markdown, render_markdown(title, lead(run), sections))
-    write_atomically(files.html, render_html(title, lead(run), sections, shown))
+    write_atomically(files.markdown, render_markdown(title, lead, sections))
+    write_atomically(files.html, render_html(title, lead, page_sections, shown))
     return files
 
 
-def report_sections(run: EvaluationRun, other: EvaluationRun | None) -> list[Section]:
-    """All sections but the examples, in order."""
-    return [
-        scores_section(run),
-        paper_section(run),
-        *([comparison_section(run, other)] if other else []),
-        *(benchmark_section(run, benchmark) for benchmark in run.predictions),
-        failures_section(run),
-        settings_section(run),
-    ]
-
-
-def lead(run: EvaluationRun) -> str:
+def _lead(run: EvaluationRun) -> str:
     """One sentence on what was measured."""
-    items = sum(map(len, run.predictions.values()))
-    settings = run.manifest.identity.settings
-    scoring = {"generate": "answers are generated", "likelihood": "multiple choice by the likeliest option letter"}
+    items, settings = sum(map(len, run.predictions.values())), run.manifest.identity.settings
+    answers = {"generate": "answers are generated", "likelihood": "multiple choice by the likeliest option letter"}
     return (
         f"{items:,} items of {len(run.predictions)} benchmark{'' if len(run.predictions) == 1 else 's'}; "
         f"{settings.frames.num_frames} frames of at most {settings.frames.max_pixels:,} pixels; "
-        f"{scoring[settings.choice_scoring]}; protocols {' and '.join(run.scoring_rules)}. "
+        f"{answers[settings.choice_scoring]}; scoring rules {' and '.join(run.rules)}. "
         f"Manifest {run.results.manifest_sha256[:12]}."
     )
 

@@ -9,16 +9,15 @@ from typing import Any
 
 import pytest
 
-from lightning_modules.evaluation.report.blocks import Paragraph, Score, Section, Table
-from lightning_modules.evaluation.report.breakdowns import benchmark_section
 from lightning_modules.evaluation.report.comparison import comparison_section
-from lightning_modules.evaluation.report.overview import (
+from lightning_modules.evaluation.report.run_folder import EvaluationRun, load_run
+from lightning_modules.evaluation.report.sections import (
+    benchmark_section,
     failures_section,
-    paper_section,
-    scores_section,
+    score_sections,
     settings_section,
 )
-from lightning_modules.evaluation.report.run_folder import EvaluationRun, load_run
+from lightning_modules.evaluation.report.tables import Note, Score, Section, Table
 from rewards.answer_format import wrap_answer
 from rewards.evaluation.predictions import Prediction
 from tests.lightning_modules.evaluation.report.made_up_runs import made_up_prediction, write_run_folder
@@ -47,20 +46,22 @@ def table(section: Section, caption: str) -> Table:
 
 
 def texts(row) -> list[str]:
-    return [cell.text if isinstance(cell, Score) else cell for cell in row]
+    return [cell.number if isinstance(cell, Score) else cell for cell in row]
 
 
 def prose(section: Section) -> str:
-    return " ".join(block.text for block in section.blocks if isinstance(block, Paragraph))
+    return " ".join(
+        block.text if isinstance(block, Note) else block for block in section.blocks if not isinstance(block, Table)
+    )
 
 
 def test_scores_say_what_is_behind_them(tmp_path):
     run = run_of(tmp_path / "run", answered("mmvu", ["A", "A", "A.", None]))
-    section = scores_section(run)
+    section = score_sections(run)[0]
     # 2 of 3 answered items are right: 66.7; with the failed one as wrong 2 of 4. MMVU's official rule is as exact.
     assert [texts(row) for row in table(section, "Scores").rows] == [
-        ["MMVU", "videorft", "accuracy", "66.7", "3", "1", "0", "50.0"],
-        ["MMVU", "official", "exact letter", "66.7", "3", "1", "0", "50.0"],
+        ["MMVU", "videorft, accuracy", "66.7", "3", "1", "0", "50.0"],
+        ["MMVU", "official, exact letter", "66.7", "3", "1", "0", "50.0"],
     ]
     # Tokens: made-up completions of one word have 12 + 1.
     assert texts(table(section, "Items").rows[0]) == [
@@ -79,24 +80,23 @@ def test_intervals_come_from_results_json_in_percent(tmp_path):
     run = run_of(tmp_path / "run", answered("mmvu", ["A", "A", "B", "B"]))
     accuracy = run.means("mmvu", "videorft")["mean_acc"]
     exact = run.means("mmvu", "official")["exact_letter_accuracy"]
-    fraction, percent = (row[3] for row in table(scores_section(run), "Scores").rows)
-    assert (fraction.low, fraction.high) == (100 * accuracy.low, 100 * accuracy.high)
-    assert (percent.low, percent.high) == (exact.low, exact.high)
-    assert fraction.low == percent.low == 0 and fraction.high == 100  # four items, two right: any share may be drawn
+    fraction, percent = (row[2] for row in table(score_sections(run)[0], "Scores").rows)
+    assert fraction.interval == (100 * accuracy.low, 100 * accuracy.high)
+    assert percent.interval == (exact.low, exact.high)
+    assert fraction.interval == percent.interval == (0, 100)  # four items, two right: any share may be drawn
 
 
 def test_without_failures_no_second_score(tmp_path):
     run = run_of(tmp_path / "run", answered("mmvu", ["A", "B"]))
-    assert {texts(row)[-1] for row in table(scores_section(run), "Scores").rows} == {"-"}
+    assert {texts(row)[-1] for row in table(score_sections(run)[0], "Scores").rows} == {"-"}
     assert "None of the 2 items failed" in prose(failures_section(run))
 
 
 def test_a_benchmark_that_failed_as_a_whole_has_no_score(tmp_path):
     run = run_of(tmp_path / "run", answered("mmvu", [None, None]))
-    assert texts(table(scores_section(run), "Scores").rows[0]) == [
+    assert texts(table(score_sections(run)[0], "Scores").rows[0]) == [
         "MMVU",
-        "videorft",
-        "accuracy",
+        "videorft, accuracy",
         "-",
         "0",
         "2",
@@ -107,7 +107,7 @@ def test_a_benchmark_that_failed_as_a_whole_has_no_score(tmp_path):
 
 def test_published_numbers_stand_beside_ours_with_their_source(tmp_path):
     run = run_of(tmp_path / "run", answered("videomme", ["A", "B", "B", "B"]))
-    section = paper_section(run)
+    section = score_sections(run)[1]
     assert "7 billion parameters" in prose(section) and "arXiv 2505.12434" in prose(section)
     found = table(section, "This run")
     assert found.header[2:] == ("models/tiny", "VideoRFT-7B", "Video-R1-7B", "Qwen2.5-VL-7B", "VideoRFT-3B")
@@ -139,10 +139,9 @@ def test_what_one_protocol_does_not_grade_is_said(tmp_path):
     caption |= {"options": [], "solution": wrap_answer("a red square"), "path": "./a.mp4", "task": "captioning"}
     predictions.append(made_up_prediction("tempcompass", 2, caption, "<answer>a red square</answer>"))
     run = run_of(tmp_path / "run", predictions)
-    assert texts(table(scores_section(run), "Scores").rows[1]) == [
+    assert texts(table(score_sections(run)[0], "Scores").rows[1]) == [
         "TempCompass",
-        "official",
-        "overall",
+        "official, overall",
         "50.0",
         "2",
         "0",
@@ -179,8 +178,8 @@ def test_a_relative_data_root_is_no_word_to_replace(tmp_path):
 
 def test_settings_show_where_a_text_ends(tmp_path):
     prompt = {"separator": "\n", "prefix": "", "instruction": " Look."}
-    run = run_of(tmp_path / "run", answered("mmvu", ["A"]), prompt=prompt)
-    rows = dict(table(settings_section(run), "Identity").rows)
+    run = run_of(tmp_path / "run", answered("mmvu", ["A"]), prompt=prompt, limit=None)
+    rows = dict(table(settings_section(run), "Model").rows)
     assert rows["settings.prompt.separator"] == '"\\n"' and rows["settings.prompt.prefix"] == '""'
     assert rows["settings.prompt.instruction"] == '" Look."' and rows["settings.limit"] == "null"
 
@@ -188,7 +187,7 @@ def test_settings_show_where_a_text_ends(tmp_path):
 def test_settings_leave_out_who_ran_it_when_and_where(tmp_path):
     run = run_of(tmp_path / "run", answered("mmvu", ["A"]))
     section = settings_section(run)
-    assert ("settings.frames.num_frames", "8") in [tuple(row) for row in table(section, "Identity").rows]
+    assert ("settings.frames.num_frames", "8") in [tuple(row) for row in table(section, "Model").rows]
     assert "2001" not in str(section) and str(tmp_path) not in str(section)
 
 
@@ -204,35 +203,42 @@ def test_comparison_by_hand(tmp_path):
     assert texts(table(section, "Items").rows[0]) == [
         "MMVU",
         "videorft",
-        "10",
-        "0",
+        "+30.0",
         "80.0",
         "50.0",
-        "+30.0",
+        "10",
+        "0",
         "4",
         "1",
         "0.38",
     ]
-    assert texts(table(section, "Differences").rows[0]) == ["MMVU", "videorft", "accuracy", "+30.0"]
-    assert [list(row) for row in table(section, "What").rows] == [["identity.settings.seed", "0", "1"]]
+    assert texts(table(section, "Differences").rows[0]) == ["MMVU", "videorft, accuracy", "+30.0"]
+    assert [list(row) for row in table(section, "What").rows] == [["settings.seed", "0", "1"]]
+
+
+def test_plots_of_differences_share_an_axis_with_zero_in_the_middle():
+    rows = [("a", Score(value=3, interval=(-2, 12), signed=True)), ("b", Score(value=40))]
+    differences = Table(caption="", header=("", ""), rows=rows)
+    assert differences.axis == (-20, 20)  # the next round number beyond 12; what is not drawn does not count
+    assert Table(caption="", header=("", ""), rows=[("a", Score(value=3, interval=(2, 12)))]).axis == (0, 100)
 
 
 def test_comparison_leaves_out_what_failed_in_either_and_says_so(tmp_path):
     run = run_of(tmp_path / "this", answered("mmvu", ["A", "A", None, "B"]))
     other = run_of(tmp_path / "other", answered("mmvu", ["A", None, "A", "A"]))
-    assert texts(table(comparison_section(run, other), "Items").rows[0])[2:7] == ["2", "2", "50.0", "100.0", "-50.0"]
+    assert texts(table(comparison_section(run, other), "Items").rows[0])[2:7] == ["-50.0", "50.0", "100.0", "2", "2"]
     nothing = run_of(tmp_path / "nothing", answered("mmvu", [None] * 4))
-    assert texts(table(comparison_section(run, nothing), "Items").rows[0])[2:5] == ["0", "4", "-"]
+    assert texts(table(comparison_section(run, nothing), "Items").rows[0])[2:7] == ["-", "-", "-", "0", "4"]
 
 
 def test_comparison_refuses_other_items(tmp_path):
     run = run_of(tmp_path / "this", answered("mmvu", THIS))
     shorter = run_of(tmp_path / "shorter", answered("mmvu", OTHER[:9]))
-    with pytest.raises(ValueError, match=r"1 only in .*this \(10 items\), 0 only in .*shorter \(9 items\).*id 9"):
+    with pytest.raises(ValueError, match=r"mmvu: 10 in .*this, 9 in .*shorter, of which 1 .*problem_id 9\."):
         comparison_section(run, shorter)
     changed = answered("mmvu", OTHER)
     changed[3] = replace(changed[3], question="Which one?")
-    with pytest.raises(ValueError, match="problem_id 3 of mmvu has another question"):
+    with pytest.raises(ValueError, match=r"of which 1 .*differ in question.*problem_id 3\."):
         comparison_section(run, run_of(tmp_path / "changed", changed))
     elsewhere = run_of(tmp_path / "elsewhere", answered("videomme", OTHER))
     with pytest.raises(ValueError, match=r"cannot be compared: they hold mmvu under .* and videomme"):
@@ -245,7 +251,7 @@ def test_comparison_names_what_one_run_has_only(tmp_path):
     assert "only one of the runs has them: Video-MME." in prose(comparison_section(run, other))
     one_rule = replace(run, results=replace(run.results, scoring_rules=["official"]))
     section = comparison_section(one_rule, run)
-    assert "only one of the runs has them: protocol videorft." in prose(section)
+    assert "only one of the runs has them: scoring rule videorft." in prose(section)
     assert [row[1] for row in table(section, "Items").rows] == ["official", "official"]
     assert "only one" not in prose(comparison_section(run, run))
 
