@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.collate import PromptCollator
@@ -122,15 +121,9 @@ class BenchmarkDataModule(VideoDataModule):
         super().__init__(train_files=None, val_files=paths, test_files=paths, predict_files=None, **kwargs)
         self._finished: frozenset[ItemKey] = frozenset()
 
-    def setup(self, stage: str) -> None:
-        stage = TrainerFn(stage).value
-        if stage not in ("validate", "test"):
-            raise ValueError(f"A BenchmarkDataModule is for validate and test, not for {stage}.")
-        super().setup(stage)
-
     def stage_files(self, stage: str) -> list[str]:
         if stage not in ("validate", "test"):
-            raise ValueError(f"A BenchmarkDataModule has data for the stages validate and test, not for {stage!r}.")
+            raise ValueError(f"A BenchmarkDataModule is for validate and test, not for {stage}.")
         return super().stage_files(stage)
 
     def find_fault(self, record: VideoRecord, seconds: float | None) -> str | None:
@@ -145,7 +138,7 @@ class BenchmarkDataModule(VideoDataModule):
 
     def keys(self) -> list[ItemKey]:
         """All questions of the run, in order."""
-        return [ItemKey(benchmark.name, index) for benchmark, file in self.files_of() for index in self._range(file)]
+        return [key for batch in self.batches() for key in batch]
 
     def items(self) -> Iterator[tuple[ItemKey, VideoRecord]]:
         """All questions of the run with their records, in order; reads the files."""

@@ -7,7 +7,6 @@ until then the rows stand in a part of each rank, see `lightning_modules.evaluat
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +99,11 @@ class PredictionWriter(Callback):
                 "nodes share; each node's rows are in its own .partial files."
             )
         rows = sorted(
-            ((*entry["order"], rank, entry["row"]) for rank, part in enumerate(parts) for entry in _entries(part)),
+            (
+                (*entry["order"], rank, entry["row"])
+                for rank, part in enumerate(parts)
+                for entry in map(json.loads, part.read_text(encoding="utf-8").split("\n")[:-1])
+            ),
             key=lambda entry: entry[:4],
         )
         owners: dict[tuple[int, Any], int] = {}
@@ -115,10 +118,6 @@ class PredictionWriter(Callback):
                 f"{len(rows) - len(kept)} rows of records that the sampler repeated to fill the last batches are left "
                 "out."
             )
-
-
-def _entries(part: Path) -> Iterator[dict[str, Any]]:
-    return (json.loads(line) for _, line in Journal.lines(part))
 
 
 def _check_rows(rows: Any) -> None:

@@ -8,15 +8,14 @@ left over, but nothing is lost.
 from __future__ import annotations
 
 import glob
-import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from datamodules.atomic_file import write_atomically
 from datamodules.evaluation.benchmark_datamodule import ItemKey
-from rewards.evaluation.predictions import Prediction, prediction_from, read_predictions
+from rewards.evaluation.predictions import Prediction, read_predictions
 
 Answered = dict[ItemKey, Prediction]
 
@@ -70,11 +69,6 @@ class Journal:
     def discard(self, paths: Iterable[Path]) -> None:
         for path in paths:
             path.unlink(missing_ok=True)
-
-    @staticmethod
-    def lines(part: Path) -> Iterator[tuple[int, str]]:
-        """The whole lines of a part with their numbers from 1; what follows the last line feed was cut off."""
-        return enumerate(part.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1)
 
 
 class PredictionJournal(Journal):
@@ -138,7 +132,7 @@ class PredictionJournal(Journal):
         otherwise be padded differently."""
         found: Answered = {}
         for path in [*self.parts(), *([self.output] if self.output.exists() else [])]:
-            for prediction in read_predictions(path) if path == self.output else self._read_part(path):
+            for prediction in read_predictions(path, partial=path != self.output):
                 key = ItemKey(prediction.benchmark, prediction.index)
                 if found.setdefault(key, prediction) != prediction:
                     raise ValueError(
@@ -154,12 +148,3 @@ class PredictionJournal(Journal):
         unknown = found.keys() - {key for batch in self.batches for key in batch}
         assert not unknown, f"the manifest of {self.output.parent} covers the questions, but {min(unknown)} is none"
         return finished
-
-    def _read_part(self, path: Path) -> Iterator[Prediction]:
-        for number, line in self.lines(path):
-            try:
-                yield prediction_from(json.loads(line))
-            except ValueError as error:
-                raise ValueError(
-                    f"{path}:{number}: {error}. Remove this line; its question is answered again."
-                ) from error

@@ -110,8 +110,12 @@ def prediction_from(row: dict[str, Any]) -> Prediction:
     return Prediction(**row)
 
 
-def read_predictions(path: str | Path) -> list[Prediction]:
+def read_predictions(path: str | Path, *, partial: bool = False) -> list[Prediction]:
     """All predictions of a `predictions.jsonl`, in its order.
+
+    Args:
+        path: of the file.
+        partial: the file may end in the middle of a line, which is then left out.
 
     Raises:
         ValueError: no such file, or a line that is no prediction; the message names file and line.
@@ -119,13 +123,14 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is not a file (looked from {Path.cwd()}). Give the predictions.jsonl of a run.")
+    *lines, rest = path.read_text(encoding="utf-8", errors="replace" if partial else "strict").split("\n")
     predictions = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                predictions.append(prediction_from(json.loads(line)))
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: {error}") from error
+    for number, line in enumerate([*lines, rest] if rest and not partial else lines, start=1):
+        try:
+            predictions.append(prediction_from(json.loads(line)))
+        except ValueError as error:
+            remedy = ". Remove this line; its question is answered again." if partial else ""
+            raise ValueError(f"{path}:{number}: {error}{remedy}") from error
     return predictions
 
 

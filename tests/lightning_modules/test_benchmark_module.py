@@ -261,15 +261,15 @@ def test_all_failed_items_give_no_mean(tiny_folder, damaged_data, tmp_path):
     assert not run.callback_metrics
 
 
-def test_mended_media_are_retried_on_request(tiny_folder, benchmark_data, damaged_data, clean_run, tmp_path):
+def test_repaired_media_are_retried_on_request(tiny_folder, benchmark_data, damaged_data, clean_run, tmp_path):
     shutil.copy(benchmark_data / "eval_videomme.json", damaged_data)
     data = {"benchmarks": ["videomme"]}
     evaluate(benchmark_module(tiny_folder, tmp_path / "run"), benchmark_data_module(tiny_folder, damaged_data, **data))
     shutil.copytree(benchmark_data / "Video-MME", damaged_data / "Video-MME", dirs_exist_ok=True)
-    mended = benchmark_data_module(tiny_folder, damaged_data, **data)
+    repaired = benchmark_data_module(tiny_folder, damaged_data, **data)
     with pytest.raises(ValueError, match=r"data\.videomme\.media\.missing: 1 then, 0 now"):
-        evaluate(benchmark_module(tiny_folder, tmp_path / "run"), mended)
-    evaluate(benchmark_module(tiny_folder, tmp_path / "run", retry_failed=True), mended)
+        evaluate(benchmark_module(tiny_folder, tmp_path / "run"), repaired)
+    evaluate(benchmark_module(tiny_folder, tmp_path / "run", retry_failed=True), repaired)
     together = [row for row in read_predictions(clean_run / "predictions.jsonl") if row.benchmark == "videomme"]
     assert read_predictions(tmp_path / "run" / "predictions.jsonl") == together
 

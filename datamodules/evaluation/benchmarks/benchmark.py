@@ -30,7 +30,8 @@ class Benchmark(BenchmarkScoring):
 
     convert: Callable[..., Iterator[Record]]
     """(content of an annotation file, its part if there are parts, folder=...) -> records with all fields of the
-    breakdowns; the folder of the videos is relative to the data root, and its default is the authors'."""
+    breakdowns. The folder of the videos is relative to the data root, and its default is the authors'. A ValueError
+    names a row that lacks a field, or whose answer is none of its options, and an unknown part."""
     parts: tuple[str, ...] = ()
     """Tasks or tracks, where the authors publish a file for each and the file does not name it."""
     question_only: bool = False

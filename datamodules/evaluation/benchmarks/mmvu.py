@@ -23,9 +23,6 @@ def convert(rows: Iterable[Row], *, folder: str = "MMVU") -> Iterator[Record]:
     """Records of the multiple-choice rows of `validation.json`.
 
     Open-ended rows are left out: the benchmark's published score on them needs a judge.
-
-    Raises:
-        ValueError: a row lacks a field, or its answer is the letter of no choice.
     """
     for row in checked_rows("MMVU", rows, "id video question_type question choices answer metadata"):
         if row["question_type"] != "multiple-choice":
@@ -43,7 +40,7 @@ def convert(rows: Iterable[Row], *, folder: str = "MMVU") -> Iterator[Record]:
         )
 
 
-def _example_row(number: int, answer: str) -> Row:
+def _example(number: int, answer: str) -> Row:
     address = f"https://example.org/datasets/MMVU/resolve/main/videos/Art/{number}.mp4"
     choices = {"A": "red", "B": "green", "C": "blue", "D": "yellow", "E": "white"}
     row = {"id": f"validation_{number}", "video": address, "question_type": "multiple-choice", "answer": answer}
@@ -64,5 +61,5 @@ MMVU = Benchmark(
     headline="exact_letter_accuracy",
     breakdowns={"subject": ("subject",), "original question type": ("original_question_type",)},
     convert=convert,
-    example={"": [_example_row(number, letter) for number, letter in enumerate("ABCD")]},
+    example={"": [_example(number, letter) for number, letter in enumerate("ABCD")]},
 )

@@ -55,9 +55,6 @@ def convert(rows: Iterable[Row], task: str, *, folder: str = "MVBench/video") ->
 
     Episodic Reasoning comes as folders of pictures, three a second; its records expect a video of 3 frames per second
     made of each, under the folder's name with `.mp4`.
-
-    Raises:
-        ValueError: unknown task, a row lacks a field, or its answer is none of the candidates.
     """
     if task not in TASKS:
         raise ValueError(f"{task!r} is no task of MVBench; its tasks are {', '.join(TASKS)}.")
@@ -81,7 +78,7 @@ def convert(rows: Iterable[Row], task: str, *, folder: str = "MVBench/video") ->
         )
 
 
-def _example_row(number: int, answer: str, **times: float) -> Row:
+def _example(number: int, answer: str, **times: float) -> Row:
     row = {"video": f"clip{number}.mp4", "question": "Which color appears first?", "answer": answer}
     return {**row, "candidates": ["red", "green", "blue", "yellow"], **times}
 
@@ -102,10 +99,10 @@ MVBENCH = Benchmark(
     convert=convert,
     parts=tuple(TASKS),
     example={
-        "Action Sequence": [_example_row(0, "red", start=0.0, end=1.0)],
-        "Action Antonym": [_example_row(1, "green")],
-        "Action Localization": [_example_row(2, "blue", start=0.0, end=1.0)],
-        "Moving Count": [_example_row(3, "yellow")],
+        "Action Sequence": [_example(0, "red", start=0.0, end=1.0)],
+        "Action Antonym": [_example(1, "green")],
+        "Action Localization": [_example(2, "blue", start=0.0, end=1.0)],
+        "Moving Count": [_example(3, "yellow")],
     },
     timed_tasks=frozenset(task for task, (_, timed) in TASKS.items() if timed),
 )

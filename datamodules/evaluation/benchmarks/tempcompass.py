@@ -64,9 +64,6 @@ def convert(
     Yes and no, and the two captions of caption matching, become options with letters: as free text a right "no" would
     earn two thirds, for it has no pair of words to compare. The reference of captioning is the answer's text. The
     official scorer's question and answer are kept as `original_question` and `original_answer`.
-
-    Raises:
-        ValueError: unknown task, a row lacks a field, or its answer is none of the options.
     """
     if task not in _FORMS:
         raise ValueError(f"{task!r} is no task of TempCompass; its tasks are {', '.join(_FORMS)}.")

@@ -24,11 +24,7 @@ def official_score(kind: ProblemType, task: str | None, prediction: str, answer:
 
 
 def convert(rows: Iterable[Row], *, folder: str = "Video-MME/data") -> Iterator[Record]:
-    """Records of the rows of the Parquet file.
-
-    Raises:
-        ValueError: a row lacks a field, or its answer is the letter of no option.
-    """
+    """Records of the rows of the Parquet file."""
     kept = ("duration", "domain", "sub_category", "task_type")
     for row in checked_rows("Video-MME", rows, " ".join(("question_id videoID question options answer", *kept))):
         yield video_record(
@@ -44,7 +40,7 @@ def convert(rows: Iterable[Row], *, folder: str = "Video-MME/data") -> Iterator[
         )
 
 
-def _example_row(number: int, duration: str, answer: str) -> Row:
+def _example(number: int, duration: str, answer: str) -> Row:
     video = {"video_id": f"00{number}", "videoID": f"fFjv93ACGo{number}", "url": "https://example.org/watch"}
     kinds = {"duration": duration, "domain": "Knowledge", "sub_category": "Geography"}
     question = {"question_id": f"00{number}-1", "task_type": "Temporal Perception", "answer": answer}
@@ -67,12 +63,7 @@ VIDEOMME = Benchmark(
     },
     convert=convert,
     example={
-        "": [
-            _example_row(0, "short", "A"),
-            _example_row(1, "medium", "B"),
-            _example_row(2, "long", "C"),
-            _example_row(3, "long", "D"),
-        ]
+        "": [_example(*row) for row in ((0, "short", "A"), (1, "medium", "B"), (2, "long", "C"), (3, "long", "D"))]
     },
     # Published: less than 2 minutes, 4 to 15, 30 to 60.
     durations={"short": (0, 3 * 60), "medium": (3 * 60, 22.5 * 60), "long": (22.5 * 60, 75 * 60)},

@@ -79,9 +79,6 @@ def convert(
         track: which one it is.
         folder: folder of the disciplines' folders, relative to the data root.
         question_only: point to the clips without the lecture, for the score before it in the knowledge gain.
-
-    Raises:
-        ValueError: a row lacks a field, its subject is unknown, or its answer is the letter of no option.
     """
     discipline_of = {subject: name for name, subjects in DISCIPLINES.items() for subject in subjects}
     for row in checked_rows("VideoMMMU", rows, "id question answer question_type"):
@@ -111,7 +108,7 @@ def _open_kind(answer: object) -> ProblemType:
     return ProblemType.NUMERICAL if number else ProblemType.FREE_FORM
 
 
-def _example_row(name: str, question_type: str, answer: str) -> Row:
+def _example(name: str, question_type: str, answer: str) -> Row:
     options = [] if question_type == "open" else ["red", "green", "blue", "yellow"]
     question = {"id": name, "question": "Which color appears first?", "options": options, "answer": answer}
     return {**question, "question_type": question_type, "link_selected": "https://example.org/watch"}
@@ -132,11 +129,11 @@ VIDEOMMMU = Benchmark(
     parts=get_args(Track),
     question_only=True,
     example={
-        "Perception": [_example_row("dev_Biology_3", "perception", "A")],
-        "Comprehension": [_example_row("validation_Art_Theory_7", "multiple-choice", "B")],
+        "Perception": [_example("dev_Biology_3", "perception", "A")],
+        "Comprehension": [_example("validation_Art_Theory_7", "multiple-choice", "B")],
         "Adaptation": [
-            _example_row("test_Finance_12", "multiple-choice", "C"),
-            _example_row("validation_Public_Health_1", "open", "yellow"),
+            _example("test_Finance_12", "multiple-choice", "C"),
+            _example("validation_Public_Health_1", "open", "yellow"),
         ],
     },
     known_defects={

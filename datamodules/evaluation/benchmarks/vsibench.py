@@ -59,11 +59,7 @@ def mean_relative_accuracy(prediction: float, gold: float) -> float:
 
 
 def convert(rows: Iterable[Row], *, folder: str = "VSI-Bench") -> Iterator[Record]:
-    """Records of the rows of `test.jsonl`.
-
-    Raises:
-        ValueError: a row lacks a field, or its question type is unknown.
-    """
+    """Records of the rows of `test.jsonl`."""
     for row in checked_rows("VSI-Bench", rows, "id dataset scene_name question_type question ground_truth"):
         task = row["question_type"]
         if task not in TASKS:
@@ -88,10 +84,10 @@ def _plain_number(text: str) -> float | None:
     return None if "," in text else parse_number(text)
 
 
-def _example_row(number: int, task: str, question: str, answer: str) -> Row:
+def _example(number: int, task: str, question: str, answer: str) -> Row:
     options = None if task in NUMERIC_TASKS else ["A. red", "B. green", "C. blue", "D. yellow"]
-    scene = {"id": number, "dataset": "arkitscenes", "scene_name": f"4106902{number}"}
-    return {**scene, "question_type": task, "question": question, "ground_truth": answer, "options": options}
+    row = {"id": number, "dataset": "arkitscenes", "scene_name": f"4106902{number}", "question_type": task}
+    return {**row, "question": question, "ground_truth": answer, "options": options}
 
 
 VSIBENCH = Benchmark(
@@ -106,10 +102,10 @@ VSIBENCH = Benchmark(
     convert=convert,
     example={
         "": [
-            _example_row(0, "obj_appearance_order", "Which color appears first?", "A"),
-            _example_row(1, "object_rel_direction_easy", "Which color appears first?", "B"),
-            _example_row(2, "object_counting", "How many squares appear?", "2"),
-            _example_row(3, "object_abs_distance", "How far away is the square, in meters?", "2.0"),
+            _example(0, "obj_appearance_order", "Which color appears first?", "A"),
+            _example(1, "object_rel_direction_easy", "Which color appears first?", "B"),
+            _example(2, "object_counting", "How many squares appear?", "2"),
+            _example(3, "object_abs_distance", "How far away is the square, in meters?", "2.0"),
         ]
     },
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.evaluation.benchmark_datamodule import ItemKey
-from lightning_modules.evaluation.journal import PredictionJournal
+from lightning_modules.evaluation.journal import Journal, PredictionJournal
 from rewards.evaluation.predictions import Prediction, read_predictions
 
 BATCHES = [[ItemKey("mmvu", 0), ItemKey("mmvu", 1)], [ItemKey("mmvu", 2)], [ItemKey("mvbench", 0)]]
@@ -179,3 +179,13 @@ def _deadly(owner, name, draw):
         return result
 
     return call
+
+
+def test_journals_of_one_folder_leave_each_other_alone(tmp_path):
+    one, other = Journal(tmp_path / "rows.jsonl"), Journal(tmp_path / "rows2.jsonl")
+    for journal in (one, other):
+        journal.open(0)
+        journal.append(["{}\n"])
+        journal.close()
+    one.publish(["{}\n"])
+    assert names(tmp_path) == ["rows.jsonl", "rows2.rank0.partial.jsonl"]
