@@ -15,6 +15,8 @@ import numpy as np
 from rewards.evaluation.metrics import ScoredItem, aggregation_of, item_scores
 from rewards.evaluation.scoring import BenchmarkScoring, ScoringRule
 
+LEVEL = 0.95
+"""Fraction of the resamples inside an interval."""
 RESAMPLES_AT_ONCE = 100
 """Resamples whose item counts are in memory together: 0.8 MB per thousand items."""
 
@@ -62,7 +64,6 @@ def bootstrap_intervals(
     items: Sequence[ScoredItem],
     *,
     resamples: int = 1000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:
     """Percentile intervals of all means of `aggregate`, by their names and in their units.
@@ -71,14 +72,12 @@ def bootstrap_intervals(
     that a mean of tasks is resampled as such. A resample that draws no item of a mean does not count for it.
 
     Args:
-        resamples: number of resamples, at least 100.
-        level: fraction of the resamples inside the interval, between 0 and 1.
+        resamples: number of resamples.
         seed: of the generator; the same items in the same order give the same intervals.
 
     Raises:
-        ValueError: as `aggregate`, or `resamples` or `level` out of range.
+        ValueError: as `aggregate`.
     """
-    _check(resamples, level)
     aggregation = aggregation_of(scoring, rule, items)
     scores = item_scores(items)
     scored = np.flatnonzero(~np.isnan(scores))
@@ -90,7 +89,7 @@ def bootstrap_intervals(
         weights[:, scored] = counts
         chunks.append(aggregation.values(scores, weights))
     drawn = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in aggregation.members}
-    return {name: _interval(values, level) for name, values in drawn.items() if not np.isnan(values).all()}
+    return {name: _interval(values) for name, values in drawn.items() if not np.isnan(values).all()}
 
 
 def compare_runs(
@@ -98,7 +97,6 @@ def compare_runs(
     second: Sequence[ScoredItem],
     *,
     resamples: int = 1000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> PairedComparison:
     """Compare two runs on the same items, paired by `problem_id`; the order of the items does not matter.
@@ -107,10 +105,9 @@ def compare_runs(
     benchmark's `task_means`: for that and for breakdowns see `bootstrap_differences`.
 
     Raises:
-        ValueError: the runs do not hold the same items, a `problem_id` twice in one of them, no item that both
-            answered, or `resamples` or `level` out of range.
+        ValueError: the runs do not hold the same items, a `problem_id` twice in one of them, or no item that both
+            answered.
     """
-    _check(resamples, level)
     first, second = _same_items(first, second)
     answered = np.stack([item_scores(first), item_scores(second)], axis=1)[
         _answered_in_both(first, second)
@@ -126,7 +123,7 @@ def compare_runs(
         first_mean=float(answered[:, 0].mean()),
         second_mean=float(answered[:, 1].mean()),
         difference=float(differences.mean()),
-        interval=_interval(np.concatenate(means), level),
+        interval=_interval(np.concatenate(means)),
         only_first_right=only_first,
         only_second_right=only_second,
         p_value=mcnemar_exact(only_first, only_second) if only_first is not None and only_second is not None else None,
@@ -140,7 +137,6 @@ def bootstrap_differences(
     second: Sequence[ScoredItem],
     *,
     resamples: int = 1000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Difference]:
     """Paired bootstrap of every mean of `aggregate`, a mean of tasks included, over the items that both runs answered.
@@ -150,7 +146,6 @@ def bootstrap_differences(
     Raises:
         ValueError: as `compare_runs` and `aggregate`, or an item that belongs to different means in the two runs.
     """
-    _check(resamples, level)
     first, second = _same_items(first, second)
     aggregation = aggregation_of(scoring, rule, first)
     if aggregation != aggregation_of(scoring, rule, second):
@@ -173,7 +168,7 @@ def bootstrap_differences(
     for name, value in observed.items():
         values = np.concatenate([chunk[name] for chunk in drawn])
         if not np.isnan(value[0]) and not np.isnan(values).all():
-            result[name] = Difference(value=float(value[0]), interval=_interval(values, level))
+            result[name] = Difference(value=float(value[0]), interval=_interval(values))
     return result
 
 
@@ -205,16 +200,9 @@ def _resampled_counts(items: int, resamples: int, seed: int) -> Iterator[np.ndar
         yield generator.multinomial(items, np.full(items, 1 / items), size=size).astype(np.float64)
 
 
-def _interval(values: np.ndarray, level: float) -> Interval:
-    low, high = np.nanquantile(values, ((1 - level) / 2, (1 + level) / 2))
+def _interval(values: np.ndarray) -> Interval:
+    low, high = np.nanquantile(values, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return Interval(low=float(low), high=float(high))
-
-
-def _check(resamples: int, level: float) -> None:
-    if resamples < 100:
-        raise ValueError(f"resamples is {resamples}; percentiles need at least 100, 1000 are usual.")
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}; give a fraction between 0 and 1, such as 0.95.")
 
 
 def _same_items(first: Sequence[ScoredItem], second: Sequence[ScoredItem]) -> tuple[list[ScoredItem], list[ScoredItem]]:

@@ -47,15 +47,14 @@ def test_interval_of_a_composite_equals_aggregating_each_resample():
     assert (interval.low, interval.high) == pytest.approx((low, high), abs=1.5)
 
 
-def test_intervals_are_seeded_and_narrow_with_the_level():
+def test_intervals_are_seeded():
     rows = rows_of([1.0, 0.0, 0.0] * 30, duration="short")
     first = bootstrap_intervals(VIDEOMME, "videorft", rows, seed=3)
     assert first == bootstrap_intervals(VIDEOMME, "videorft", rows, seed=3)
     assert first != bootstrap_intervals(VIDEOMME, "videorft", rows, seed=4)
     assert set(first) == {"mean_acc", "duration/short"}
     assert first["mean_acc"] == first["duration/short"]  # the same items
-    half = bootstrap_intervals(VIDEOMME, "videorft", rows, seed=3, level=0.5)["mean_acc"]
-    assert first["mean_acc"].low < half.low < 1 / 3 < half.high < first["mean_acc"].high
+    assert first["mean_acc"].low < 1 / 3 < first["mean_acc"].high
 
 
 def test_failed_items_are_not_drawn():
@@ -144,10 +143,3 @@ def test_runs_must_hold_the_same_items():
         compare_runs(rows_of([1.0]), rows_of([1.0]) * 2)
     with pytest.raises(ValueError, match="None of the 2 items was answered in both runs"):
         compare_runs(rows_of([None, 1.0]), rows_of([1.0, None]))
-
-
-def test_settings_out_of_range():
-    with pytest.raises(ValueError, match="resamples is 10"):
-        bootstrap_intervals(MVBENCH, "official", rows_of([1.0]), resamples=10)
-    with pytest.raises(ValueError, match="level is 95"):
-        compare_runs(rows_of([1.0]), rows_of([1.0]), level=95)
