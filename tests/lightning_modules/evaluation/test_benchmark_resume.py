@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ import pytest
 from datamodules.evaluation.benchmarks import BENCHMARKS
 from lightning_modules.benchmark_module import BenchmarkModule
 from rewards.evaluation.predictions import read_predictions
+from tests.datamodules.evaluation.benchmark_samples import converted_example
 from tests.lightning_modules.evaluation.benchmark_runs import (
     SAMPLING,
     benchmark_data_module,
@@ -25,8 +27,9 @@ from tests.lightning_modules.evaluation.benchmark_runs import (
 )
 
 ROOT = Path(__file__).parents[3]
-BATCHES = 12
-"""Four questions of each benchmark in batches of three."""
+QUESTIONS = [len(converted_example(benchmark)) for benchmark in BENCHMARKS.values()]
+BATCHES = sum(math.ceil(questions / 3) for questions in QUESTIONS)
+"""The questions of each benchmark in batches of three."""
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +190,7 @@ def rows_on_disk(folder: Path) -> int:
 @pytest.mark.slow
 def test_five_kills_of_the_process_change_no_byte(tiny_folder, benchmark_data, one_process, tmp_path):
     draw = random.Random(0)
-    total = 4 * len(BENCHMARKS)
+    total = sum(QUESTIONS)
     points = sorted(draw.sample(range(1, total), 5))
     reached = []
     for point in points:
@@ -224,4 +227,4 @@ def test_two_ranks_go_on_where_one_stopped(tiny_folder, benchmark_data, one_proc
     options = ["--trainer.devices=2", "--trainer.strategy=ddp"]
     completed(sys.executable, *launch, *command_line(tiny_folder, benchmark_data, tmp_path, *options))
     assert bytes_of(tmp_path) == one_process
-    assert len(read_predictions(tmp_path / "predictions.jsonl")) == 4 * len(BENCHMARKS)
+    assert len(read_predictions(tmp_path / "predictions.jsonl")) == sum(QUESTIONS)
