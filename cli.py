@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from lightning_modules.commands import error_messages
 from lightning_modules.commands.check_command import check_command
@@ -24,6 +24,7 @@ from lightning_modules.commands.export_command import export_command
 from lightning_modules.commands.report_command import report_command
 
 if TYPE_CHECKING:
+    from lightning import Trainer
     from lightning.pytorch.cli import LightningCLI
 
 TRACEBACK_VARIABLE = "VIDEORFT_TRACEBACK"
@@ -38,7 +39,6 @@ KNOWN_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own
     r"Total length of `list` across ranks is zero",  # fit without validation files
     r"The '\w+_dataloader' does not have many workers",  # the number of workers is configured
-    r"Found \d+ module\(s\) in eval mode at the start of training",  # GRPO's frozen reference
     r"Using ModelCheckpoint with manual optimization",  # weights after the update are what a resume needs
     r"\s*``instantiate_classes`` was deprecated",  # its successor is not in the oldest jsonargparse supported
     r"`gradient_checkpointing_enable` is deprecated",  # its successor is not in the oldest transformers supported
@@ -58,6 +58,7 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
     from lightning_modules.policy.loading import supported_model_type
     from lightning_modules.policy_module import PolicyModule
     from lightning_modules.training.last_checkpoint import last_checkpoint
+    from lightning_modules.training.precision import trainer_options
 
     class Parser(LightningArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -82,6 +83,10 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
                 _check_checkpoint(given.get("ckpt_path"))
                 if given.get("ckpt_path") == "last" and (found := last_checkpoint(given["trainer"].as_dict())):
                     given["ckpt_path"] = str(found)
+
+        def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+            options = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+            return super().instantiate_trainer(**trainer_options(options))
 
         def instantiate_classes(self) -> None:
             if run:

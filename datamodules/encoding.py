@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchLayout:
+class PatchGeometry:
     """How the vision tower cuts frames into patches."""
 
     patch_size: int = 14
@@ -31,38 +31,38 @@ class PatchLayout:
     """Frames per patch."""
 
 
-def patchify(frames: Tensor, layout: PatchLayout) -> tuple[Tensor, Tensor]:
+def patchify(frames: Tensor, geometry: PatchGeometry) -> tuple[Tensor, Tensor]:
     """Cut frames into the patch order of Qwen2-VL: windows of merge_size x merge_size patches stay together.
 
     Args:
         frames: [F, 3, H, W]; H and W multiples of patch_size * merge_size. The last frame is repeated to fill a
             temporal patch, which is how an image becomes one.
-        layout: patch sizes.
+        geometry: patch sizes.
 
     Returns:
         patches [N, D] of the frames' dtype and grid_thw int64 [3].
     """
-    missing = -frames.shape[0] % layout.temporal_patch_size
+    missing = -frames.shape[0] % geometry.temporal_patch_size
     if missing:
         frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
     count, channels, height, width = frames.shape
-    side = layout.patch_size * layout.merge_size
+    side = geometry.patch_size * geometry.merge_size
     assert height % side == 0 and width % side == 0, f"{height}x{width} is not a multiple of {side}"
-    t, y, x = count // layout.temporal_patch_size, height // side, width // side
-    merge, patch = layout.merge_size, layout.patch_size
-    blocks = frames.reshape(t, layout.temporal_patch_size, channels, y, merge, patch, x, merge, patch)
+    t, y, x = count // geometry.temporal_patch_size, height // side, width // side
+    merge, patch = geometry.merge_size, geometry.patch_size
+    blocks = frames.reshape(t, geometry.temporal_patch_size, channels, y, merge, patch, x, merge, patch)
     # -> time, window row, window column, patch row, patch column | channel, frame, pixel row, pixel column
     blocks = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
     return blocks.reshape(t * y * x * merge**2, -1), torch.tensor([t, y * merge, x * merge])
 
 
 class PromptEncoder:
-    """Turns records into `EncodedPrompt`s with one tokenizer, one template and one patch layout.
+    """Turns records into `EncodedPrompt`s with one tokenizer, one template and one patch geometry.
 
     Args:
         tokenizer: a Qwen2-VL tokenizer; its chat template writes one media token per image or video.
         template: the prompt texts.
-        layout: how frames are cut into patches.
+        geometry: how frames are cut into patches.
         seconds_per_patch: None takes the real time between the sampled frames; a number is used for every video
             (published training: 1.0).
         max_prompt_tokens: longer prompts are refused, since cutting one would cut vision tokens.
@@ -73,13 +73,13 @@ class PromptEncoder:
         tokenizer: PreTrainedTokenizerBase,
         template: PromptTemplate,
         *,
-        layout: PatchLayout | None = None,
+        geometry: PatchGeometry | None = None,
         seconds_per_patch: float | None = None,
         max_prompt_tokens: int = 16384,
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
-        self.layout = layout or PatchLayout()
+        self.geometry = geometry or PatchGeometry()
         self.seconds_per_patch = seconds_per_patch
         self.max_prompt_tokens = max_prompt_tokens
         self.media_tokens = {
@@ -112,10 +112,10 @@ class PromptEncoder:
         return torch.tensor([*ids, self.tokenizer.eos_token_id])
 
     def _encode_clip(self, clip: VideoClip) -> VisionInput:
-        patches, grid = patchify(clip.frames, self.layout)
+        patches, grid = patchify(clip.frames, self.geometry)
         seconds = 0.0
         if clip.is_video:
-            seconds = self.seconds_per_patch or self.layout.temporal_patch_size / clip.sample_fps
+            seconds = self.seconds_per_patch or self.geometry.temporal_patch_size / clip.sample_fps
         return VisionInput(
             patches=patches,
             grid_thw=grid[None],
@@ -137,7 +137,7 @@ class PromptEncoder:
         place = places[0]
         expected = self.media_tokens[record.data_type]
         assert ids[place] == expected, f"{record.where}: chat template wrote token {ids[place]}, expected {expected}"
-        repeats = int(vision.grid_thw[0].prod()) // self.layout.merge_size**2
+        repeats = int(vision.grid_thw[0].prod()) // self.geometry.merge_size**2
         return torch.cat([ids[:place], ids[place].repeat(repeats), ids[place + 1 :]])
 
 

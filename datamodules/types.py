@@ -6,7 +6,7 @@ T temporal patches, D = 3 * temporal_patch_size * patch_size**2 values per patch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -93,7 +93,7 @@ class PromptBatch:
     vision: VisionInput | None
     """None when no record of the batch has media."""
     position_ids: Tensor | None = None
-    """int64 [3, B, P]: temporal, vertical and horizontal rotary positions; filled by the policy, whose rule it is."""
+    """int64 [3, B, P]: temporal, vertical and horizontal rotary positions; filled by the policy."""
     next_position: Tensor | None = None
     """int64 [B]: position of the first completion token, the same in all three rows; filled by the policy."""
     vision_features: Tensor | None = None
@@ -101,6 +101,33 @@ class PromptBatch:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def select(self, rows: Sequence[int]) -> PromptBatch:
+        """The prompts at `rows`, in that order, padded to the longest of them; what is known of them comes along."""
+        rows = list(rows)
+        if rows == list(range(len(self))):
+            return self
+        prompts = [self.prompts[row] for row in rows]
+        length = max(len(prompt.input_ids) for prompt in prompts)
+        items = [0 if prompt.vision is None else len(prompt.vision.grid_thw) for prompt in self.prompts]
+        patches = [0 if prompt.vision is None else len(prompt.vision.patches) for prompt in self.prompts]
+        vision, features = self.vision, self.vision_features
+        if features is not None and vision is not None:
+            merged = len(vision.patches) // len(features)  # patches per feature
+            features = _chosen(features, [count // merged for count in patches], rows)
+        if vision is not None:
+            values = {item.name: getattr(vision, item.name) for item in fields(vision)}
+            sizes = {name: patches if name == "patches" else items for name in values}
+            vision = VisionInput(**{name: _chosen(value, sizes[name], rows) for name, value in values.items()})
+        return PromptBatch(
+            prompts=prompts,
+            input_ids=self.input_ids[rows, -length:],
+            attention_mask=self.attention_mask[rows, -length:],
+            vision=vision if any(items[row] for row in rows) else None,
+            position_ids=None if self.position_ids is None else self.position_ids[:, rows, -length:],
+            next_position=None if self.next_position is None else self.next_position[rows],
+            vision_features=features,
+        )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PromptBatch:
         return _moved(self, device, non_blocking)
@@ -133,6 +160,12 @@ class SFTBatch:
 
     def pin_memory(self) -> SFTBatch:
         return _pinned(self)
+
+
+def _chosen(tensor: Tensor, sizes: Sequence[int], rows: Sequence[int]) -> Tensor:
+    """The parts of a tensor that is cut into `sizes`, at `rows`, in that order."""
+    parts = tensor.split(sizes)
+    return torch.cat([parts[row] for row in rows])
 
 
 def _moved(batch: Any, device: torch.device | str, non_blocking: bool) -> Any:

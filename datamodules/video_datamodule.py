@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.collate import PromptCollator, SFTCollator, SFTSample
-from datamodules.encoding import PatchLayout, PromptEncoder, media_token_id
+from datamodules.encoding import PatchGeometry, PromptEncoder, media_token_id
 from datamodules.media import read_media
 from datamodules.prompts import PromptTemplate
 from datamodules.records import RecordSet, open_records
@@ -261,7 +261,7 @@ class VideoDataModule(L.LightningDataModule):
         encoder = PromptEncoder(
             self.tokenizer,
             self.prompt,
-            layout=PatchLayout(
+            geometry=PatchGeometry(
                 patch_size=profile.patch_size,
                 merge_size=profile.merge_size,
                 temporal_patch_size=profile.temporal_patch_size,

@@ -104,7 +104,7 @@ class BenchmarkModule(PolicyModule):
         )
 
     def on_before_batch_transfer(self, batch: BenchmarkBatch, dataloader_idx: int) -> BenchmarkBatch:
-        return batch if batch.prompts is None else replace(batch, prompts=self.policy.locate(batch.prompts))
+        return batch if batch.prompts is None else replace(batch, prompts=self.policy.with_positions(batch.prompts))
 
     def _answer(self, batch: BenchmarkBatch) -> list[dict[str, Any]]:
         outcomes = self._answerer().outcomes(batch)

@@ -6,19 +6,20 @@ Shapes: B prompts, G completions per prompt, S = B * G, C completion tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from datamodules.collate import PromptCollator
+from datamodules.encoding import join_vision
 from datamodules.sampler import sample_seed
-from datamodules.types import EncodedPrompt, PromptBatch
+from datamodules.types import PromptBatch
 from lightning_modules.functional.advantages import AdvantageScale, group_relative_advantages, zero_variance
 from lightning_modules.functional.policy_loss_types import LossConfig
 from lightning_modules.functional.policy_losses import find_loss
-from lightning_modules.policy import reference as reference_policy
-from lightning_modules.policy.reference import Reference
+from lightning_modules.policy.policy import Policy
+from lightning_modules.policy.reference import CHECKPOINT_KEY, ReferencePolicy, check_sync
 from lightning_modules.policy.sharding import unsharded
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.rollouts.sample import RolloutSample
@@ -85,7 +86,7 @@ class GRPOModule(PolicyModule):
     ) -> None:
         super().__init__(**kwargs)
         self.automatic_optimization = False
-        reference_policy.check_sync(reference_sync_steps, beta=loss_config.beta, has_adapters=self.lora is not None)
+        check_sync(reference_sync_steps, beta=loss_config.beta, has_adapters=self.lora is not None)
         _check_arguments(group_size, inner_epochs, micro_batch_groups, max_resamples, max_grad_norm)
         self.loss = find_loss(loss, loss_config)
         self.suite = RewardSuite(rewards, suite)
@@ -99,7 +100,7 @@ class GRPOModule(PolicyModule):
         self.max_resamples = max_resamples
         self.max_grad_norm = max_grad_norm
         self.reference_sync_steps = reference_sync_steps
-        self.reference: Reference | None = None
+        self.reference: ReferencePolicy | None = None
         self.update: PolicyUpdate | None = None
         self.timer = PhaseTimer()
 
@@ -112,9 +113,7 @@ class GRPOModule(PolicyModule):
     def configure_model(self) -> None:
         super().configure_model()
         if self.reference is None and self.loss_config.beta > 0:
-            self.reference = reference_policy.reference_of(
-                self.policy, lambda: self.sharded(reference_policy.frozen(self.load_policy()))
-            )
+            self.reference = ReferencePolicy(self.policy if self.lora is not None else self._frozen_copy())
         self.update = PolicyUpdate(
             self.policy,
             self.reference,
@@ -125,6 +124,15 @@ class GRPOModule(PolicyModule):
             micro_batch_groups=self.micro_batch_groups,
             mask_truncated=self.mask_truncated,
         )
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.reference is not None:
+            self.reference.to(self.device)
+
+    def on_fit_end(self) -> None:
+        if self.reference is not None:
+            self.reference.to("cpu")
 
     def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
         self.timer.begin_step()
@@ -137,12 +145,12 @@ class GRPOModule(PolicyModule):
                 shuffled = self._sample_shuffled(batch)
             with self.timer.phase("reward"):
                 breakdown = self._score(groups, shuffled)
-            groups, breakdown, redrawn = self._redraw(groups, breakdown, shuffled)
+            groups, breakdown, redrawn = self._redraw(batch, groups, breakdown, shuffled)
         advantages = group_relative_advantages(
             breakdown.total, self.advantage_scale, all_rewards=self.all_gather(breakdown.total.to(self.device)).cpu()
         )
         with self.timer.phase("update"):
-            update_metrics = self._update(groups, advantages, batch.vision_features)
+            update_metrics = self._update(batch, groups, advantages)
         self.engine.sync_weights()
         if self.reference_sync_steps is not None:
             self._sync_reference(self.reference_sync_steps)
@@ -155,18 +163,13 @@ class GRPOModule(PolicyModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        if not self.saves_reference:
-            reference_policy.drop_from_checkpoint(checkpoint)
+        if self.reference_sync_steps is not None:  # the initial model can be loaded again
+            checkpoint[CHECKPOINT_KEY] = self.reference.weights()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        if not self.saves_reference:
-            reference_policy.restore_in_checkpoint(checkpoint, self.reference)
-
-    @property
-    def saves_reference(self) -> bool:
-        """Whether checkpoints hold the reference: not while it is the initial model, which can be loaded again."""
-        return self.reference_sync_steps is not None
+        if self.reference_sync_steps is not None:
+            self.reference.restore(checkpoint)
 
     def total_optimizer_steps(self) -> int:
         """Every batch makes `inner_epochs` optimizer steps; trainer.max_steps counts those."""
@@ -174,6 +177,10 @@ class GRPOModule(PolicyModule):
         if batches < 0 or batches == limit:
             return batches
         return min(batches * self.inner_epochs, limit) if limit > 0 else batches * self.inner_epochs
+
+    def _frozen_copy(self) -> Policy:
+        frozen = self.load_policy().requires_grad_(False).eval()
+        return self.sharded(frozen)  # frozen before, because sharding depends on what trains
 
     def _rollout_seeds(self, batch: PromptBatch, attempt: int = 0) -> list[int]:
         """One seed per prompt, from step, record and attempt alone: ranks and batches do not matter."""
@@ -191,8 +198,11 @@ class GRPOModule(PolicyModule):
         if fraction == 0 or not places:
             return completions
         seeds = self._rollout_seeds(batch, SHUFFLED_ATTEMPT)
-        layout = self.policy.family.layout
-        shuffled = self._located([shuffled_prompt(batch.prompts[i], layout, seeds[i]) for i in places])
+        geometry = self.policy.family.geometry
+        prompts = [shuffled_prompt(batch.prompts[i], geometry, seeds[i]) for i in places]
+        media = join_vision([prompt.vision for prompt in prompts]).to(self.device)
+        # Tokens, grids and so positions are those of the frames in order; pixels and their features are not.
+        shuffled = replace(batch.select(places), prompts=prompts, vision=media, vision_features=None)
         count = max(1, round(fraction * self.group_size))
         groups = self.engine.generate(shuffled, self.sampling, group_size=count, seeds=[seeds[i] for i in places])
         for place, group in zip(places, groups, strict=True):
@@ -202,13 +212,12 @@ class GRPOModule(PolicyModule):
     def _score(self, groups: Sequence[RolloutGroup], shuffled: ShuffledCompletions) -> RewardBreakdown:
         return self.suite.score([reward_input(group, texts) for group, texts in zip(groups, shuffled, strict=True)])
 
-    def _located(self, prompts: Sequence[EncodedPrompt]) -> PromptBatch:
-        """A batch of prompts on the device."""
-        collate = PromptCollator(pad_token_id=self.policy.tokenizer.pad_token_id)
-        return self.policy.locate(collate(prompts)).to(self.device)
-
     def _redraw(
-        self, groups: list[RolloutGroup], breakdown: RewardBreakdown, shuffled: ShuffledCompletions
+        self,
+        batch: PromptBatch,
+        groups: list[RolloutGroup],
+        breakdown: RewardBreakdown,
+        shuffled: ShuffledCompletions,
     ) -> tuple[list[RolloutGroup], RewardBreakdown, int]:
         """Draw groups whose rewards all agree again, at most `max_resamples` times; counts the groups drawn."""
         redrawn = 0
@@ -216,9 +225,9 @@ class GRPOModule(PolicyModule):
             stale = zero_variance(breakdown.total).nonzero().flatten().tolist()
             if not stale:
                 break
-            batch = self._located([groups[index].prompt for index in stale])
+            again = batch.select(stale)
             with self.timer.phase("rollout"):
-                fresh = self._sample(batch, self._rollout_seeds(batch, attempt))
+                fresh = self._sample(again, self._rollout_seeds(again, attempt))
             for index, group in zip(stale, fresh, strict=True):
                 groups[index] = group
             with self.timer.phase("reward"):
@@ -226,14 +235,13 @@ class GRPOModule(PolicyModule):
             redrawn += len(stale)
         return groups, breakdown, redrawn
 
-    def _update(self, groups: Sequence[RolloutGroup], advantages: Tensor, features: Tensor | None) -> dict[str, float]:
+    def _update(self, batch: PromptBatch, groups: Sequence[RolloutGroup], advantages: Tensor) -> dict[str, float]:
         """Take `inner_epochs` optimizer steps on one rollout; returns what to log of the first."""
         optimizer, strategy = self.optimizers(), self.trainer.strategy
         micro_batches = self.update.prepare(
+            batch,
             groups,
             advantages,
-            features,
-            device=self.device,
             mean_over_ranks=lambda counts: strategy.reduce(counts.to(self.device), reduce_op="mean"),
             max_over_ranks=lambda count: strategy.reduce(count, reduce_op="max"),
         )
@@ -246,7 +254,7 @@ class GRPOModule(PolicyModule):
                 with gradient_sync(strategy, last=left == 0):
                     self.manual_backward(loss)
                 totals["loss"] += loss.item()
-                accumulate(totals, metrics, share=micro.share)
+                accumulate(totals, metrics, weight=micro.weight)
             totals["grad_norm"] = whole_norm(clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)).item()
             totals["lr"] = optimizer.param_groups[0]["lr"]
             optimizer.step()
@@ -258,7 +266,7 @@ class GRPOModule(PolicyModule):
     def _sync_reference(self, every: int) -> None:
         before = self.global_step - self.inner_epochs
         if self.global_step // every > before // every:
-            reference_policy.copy_weights(self.policy, self.reference)
+            self.reference.load(dict(self.policy.named_parameters()))
 
     def _log_step(self, metrics: dict[str, float], tokens: int) -> None:
         seconds = self.timer.end_step(rest="update")
@@ -271,15 +279,17 @@ class GRPOModule(PolicyModule):
 def _check_arguments(
     group_size: int, inner_epochs: int, micro_batch_groups: int | None, max_resamples: int, max_grad_norm: float
 ) -> None:
-    if group_size < 2:
-        raise ValueError(
-            f"model.group_size is {group_size}; advantages compare the completions of a group, so it must be >= 2."
-        )
-    if inner_epochs < 1:
-        raise ValueError(f"model.inner_epochs is {inner_epochs}; it must be >= 1.")
-    if micro_batch_groups is not None and micro_batch_groups < 1:
-        raise ValueError(f"model.micro_batch_groups is {micro_batch_groups}; it must be >= 1, or null for all groups.")
-    if max_resamples < 0:
-        raise ValueError(f"model.max_resamples is {max_resamples}; it must be >= 0 (0 draws every group once).")
-    if max_grad_norm <= 0:
-        raise ValueError(f"model.max_grad_norm is {max_grad_norm}; it must be > 0.")
+    checks = {
+        "group_size": (group_size, group_size >= 2, ">= 2, because advantages compare the completions of a group"),
+        "inner_epochs": (inner_epochs, inner_epochs >= 1, ">= 1"),
+        "micro_batch_groups": (
+            micro_batch_groups,
+            micro_batch_groups is None or micro_batch_groups >= 1,
+            ">= 1, or null for all groups",
+        ),
+        "max_resamples": (max_resamples, max_resamples >= 0, ">= 0 (0 draws every group once)"),
+        "max_grad_norm": (max_grad_norm, max_grad_norm > 0, "> 0"),
+    }
+    for name, (value, valid, allowed) in checks.items():
+        if not valid:
+            raise ValueError(f"model.{name} is {value}; it must be {allowed}.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
 import torch
-from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.distributed.fsdp import FSDPModule
 
 from datamodules.sampler import sample_seed
 from datamodules.types import PromptBatch, SFTBatch
@@ -18,15 +19,15 @@ from lightning_modules.policy.adapters import AdapterConfig, Quantization
 from lightning_modules.policy.export import write_pretrained
 from lightning_modules.policy.loading import AttentionImplementation, Dtype, load_policy
 from lightning_modules.policy.policy import Policy
-from lightning_modules.policy.sharding import full_state_dict
+from lightning_modules.policy.sharding import gathered
 from lightning_modules.policy.trainable import Part, trainable_table
 from lightning_modules.rollouts.sample import RolloutSample
 from lightning_modules.rollouts.scoring import answer_sample, scored_answer
 from lightning_modules.rollouts.transformers_engine import TransformersEngine
-from lightning_modules.rollouts.types import RolloutGroup, SamplingConfig
+from lightning_modules.rollouts.types import RolloutEngine, RolloutGroup, SamplingConfig
 from lightning_modules.training.answer_metrics import AnswerMetrics
 from lightning_modules.training.optim import OptimizerConfig, build_optimizer, build_scheduler
-from lightning_modules.training.precision import HalfWeights, rounding_note
+from lightning_modules.training.precision import rounding_note, weights_dtype
 from lightning_modules.training.strategies import FSDP2Strategy
 
 EVALUATION_SAMPLING = SamplingConfig(temperature=0.01, top_p=0.001)
@@ -47,6 +48,7 @@ class PolicyModule(L.LightningModule):
         quantization: "nf4" keeps the language model's own weights in 4 bits (QLoRA); needs lora.
         optimizer: AdamW and its schedule.
         evaluation: decoding for validate, test and predict.
+        engine: what draws completions: a class of `RolloutEngine`, with its settings.
         seed: root of all sampling seeds.
     """
 
@@ -65,6 +67,7 @@ class PolicyModule(L.LightningModule):
         quantization: Quantization | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 - frozen, and its fields show in --help
         evaluation: SamplingConfig = EVALUATION_SAMPLING,
+        engine: Callable[[Policy], RolloutEngine] = TransformersEngine,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -81,7 +84,8 @@ class PolicyModule(L.LightningModule):
         self.evaluation = evaluation
         self.seed = seed
         self.policy: Policy | None = None
-        self.engine: TransformersEngine | None = None
+        self.make_engine = engine
+        self.engine: RolloutEngine | None = None
         self.last_rollouts: RolloutSample | None = None
         self.answer_metrics = AnswerMetrics()
 
@@ -92,15 +96,11 @@ class PolicyModule(L.LightningModule):
                 f"{type(self).__name__} does not train on data.init_args.train_format: {given}; "
                 f"set data.init_args.train_format: {self.train_format}."
             )
-        precision = self.trainer.precision_plugin
-        if type(precision) is HalfPrecision:
-            self.trainer.strategy.precision_plugin = HalfWeights(precision.precision)
-            self.dtype_name = "bfloat16" if precision.precision == "bf16-true" else "float16"
 
     def configure_model(self) -> None:
         if self.policy is None:
             self.policy = self.sharded(self.load_policy())
-            self.engine = TransformersEngine(self.policy)
+            self.engine = self.make_engine(self.policy)
 
     def sharded(self, policy: Policy) -> Policy:
         """The policy, sharded in place where the trainer's strategy shards."""
@@ -108,10 +108,15 @@ class PolicyModule(L.LightningModule):
         return strategy.shard(policy) if isinstance(strategy, FSDP2Strategy) else policy
 
     def load_policy(self) -> Policy:
-        """A fresh policy from the checkpoint this module was given."""
+        """A fresh policy from the checkpoint this module was given.
+
+        Raises:
+            ValueError: as `load_policy`; or the trainer's precision would round more than the weights.
+        """
+        untrained = self._trainer is None
         return load_policy(
             self.model_name_or_path,
-            dtype=self.dtype_name,
+            dtype=self.dtype_name if untrained else weights_dtype(self.trainer.precision_plugin, self.dtype_name),
             attn_implementation=self.attn_implementation,
             gradient_checkpointing=self.gradient_checkpointing,
             logprob_chunk_size=self.logprob_chunk_size,
@@ -124,7 +129,7 @@ class PolicyModule(L.LightningModule):
         rank_zero_info(f"Parameters:\n{trainable_table(self.policy)}")
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return self.policy.locate(batch) if isinstance(batch, PromptBatch | SFTBatch) else batch
+        return self.policy.with_positions(batch) if isinstance(batch, PromptBatch | SFTBatch) else batch
 
     def on_validation_epoch_end(self) -> None:
         self._log_answers("val")
@@ -163,7 +168,7 @@ class PolicyModule(L.LightningModule):
 
     def export_pretrained(self, path: Path) -> None:
         """Write weights, processor and generation settings as a Hugging Face folder; rank 0 writes, all ranks call."""
-        weights = full_state_dict(self.policy)
+        weights = gathered(self.policy.model.state_dict()) if isinstance(self.policy, FSDPModule) else None
         if self.global_rank == 0:
             write_pretrained(self.policy, path, weights)
 

@@ -187,8 +187,11 @@ def at_hand(tiny_folder, mixed_data, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_the_grpo_run_of_full_size_takes_a_step_on_a_tiny_model(at_hand, precision):
+@pytest.mark.parametrize(
+    ("precision", "weights"),
+    [("32-true", torch.float32), ("bf16-mixed", torch.float32), ("bf16-true", torch.bfloat16)],
+)
+def test_the_grpo_run_of_full_size_takes_a_step_on_a_tiny_model(at_hand, precision, weights):
     fast = CONFIGS / "debug" / "fast_dev_run.yaml"
     short = [f"--trainer.precision={precision}", "--model.init_args.sampling.max_new_tokens=6"]
     run = cli.lightning_cli(["fit", *options(WHOLE_RUN, CPU, fast), *at_hand, *short])
@@ -196,7 +199,7 @@ def test_the_grpo_run_of_full_size_takes_a_step_on_a_tiny_model(at_hand, precisi
     assert [len(group.completions) for group in run.model.last_rollouts.groups] == [8]
     assert torch.isfinite(run.trainer.callback_metrics["train/loss"])
     assert run.model.reference is not None
-    assert {parameter.dtype for parameter in run.model.policy.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in run.model.policy.parameters()} == {weights}
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 import cli
-from datamodules.collate import PromptCollator
 from datamodules.media import read_media
 from datamodules.records import RecordFile
 from datamodules.types import EncodedPrompt, VideoRecord
@@ -93,14 +92,14 @@ def vllm_outputs(model: Path, adapters: Path | None, prompts: list[dict], *, ban
 
 
 def own_answers(policy: Policy, prompts: list[EncodedPrompt]) -> list[list[int]]:
-    batch = policy.locate(PromptCollator(pad_token_id=policy.tokenizer.pad_token_id)(prompts))
+    batch = policy.collate(prompts)
     groups = TransformersEngine(policy).generate(batch, GREEDY, group_size=1, seeds=range(len(prompts)))
     return [group.completions[0].token_ids.tolist() for group in groups]
 
 
 def own_logprobs(policy: Policy, prompts: list[EncodedPrompt], answers: list[list[int]]) -> list[torch.Tensor]:
     with torch.no_grad():
-        packed = policy.eval().pack(prompts, [[torch.tensor(answer)] for answer in answers])
+        packed = policy.eval().pack(policy.collate(prompts), [[torch.tensor(answer)] for answer in answers])
         rows = policy.logprobs(packed, temperature=1.0).logprobs
     return [row[: len(answer)] for row, answer in zip(rows, answers, strict=True)]
 

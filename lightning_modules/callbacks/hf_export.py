@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_modules.policy.export import EXPORT_MARKS, replaceable, swap
+from lightning_modules.policy.export import EXPORT_MARKS, put_in_place, replaceable
 
 
 class HFExport(Callback):
@@ -64,7 +64,7 @@ class HFExport(Callback):
         pl_module.export_pretrained(partial)
         trainer.strategy.barrier("export written")
         if trainer.is_global_zero:
-            swap(partial, folder)
+            put_in_place(partial, folder)
         trainer.strategy.barrier("export in place")
         self._exported = True
         rank_zero_info(f"Model exported to {folder}")

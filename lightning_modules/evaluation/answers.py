@@ -8,10 +8,9 @@ from typing import Literal
 
 import torch
 
-from datamodules.collate import PromptCollator
 from datamodules.evaluation.benchmark_datamodule import BenchmarkBatch, BenchmarkItem, ItemKey
 from datamodules.sampler import sample_seed
-from datamodules.types import EncodedPrompt, PromptBatch, VideoRecord
+from datamodules.types import EncodedPrompt, VideoRecord
 from lightning_modules.policy.policy import Policy
 from lightning_modules.rollouts.choice_scoring import likeliest, option_logprobs
 from lightning_modules.rollouts.types import RolloutEngine, SamplingConfig
@@ -38,7 +37,7 @@ class Answerer:
     device: torch.device
 
     def outcomes(self, batch: BenchmarkBatch) -> dict[ItemKey, Outcome]:
-        """What became of each item of a batch whose prompts are located and on the device."""
+        """What became of each item of a batch whose prompts have positions and are on the device."""
         outcomes: dict[ItemKey, Outcome] = {}
         written, chosen, letters = [], [], []
         for item in batch.items:
@@ -60,7 +59,7 @@ class Answerer:
             return {}
         prompts = batch.prompts
         if len(items) < len(prompts):
-            prompts = self._located([item.prompt for item in items])
+            prompts = self.policy.collate([item.prompt for item in items]).to(self.device)
         seeds = [sample_seed(self.seed, 0, f"{item.key.benchmark}/{item.record.problem_id}") for item in items]
         groups = self.engine.generate(prompts, self.sampling, group_size=1, seeds=seeds)
         outcomes = {}
@@ -85,10 +84,6 @@ class Answerer:
             item.key: replace(_seen(item.prompt), answer=likeliest(logprobs), option_logprobs=logprobs)
             for item, logprobs in zip(items, scored, strict=True)
         }
-
-    def _located(self, prompts: Sequence[EncodedPrompt]) -> PromptBatch:
-        collate = PromptCollator(pad_token_id=self.policy.tokenizer.pad_token_id)
-        return self.policy.locate(collate(prompts)).to(self.device)
 
 
 def prediction_of(

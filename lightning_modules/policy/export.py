@@ -221,7 +221,7 @@ def publish(output: Path, write: Callable[[Path], None]) -> None:
     partial.mkdir(parents=True)
     try:
         write(partial)
-        swap(partial, output)
+        put_in_place(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # gone already where it took its place
 
@@ -233,7 +233,7 @@ def replaceable(folder: Path) -> bool:
     return not any(folder.iterdir()) or any((folder / mark).is_file() for mark in EXPORT_MARKS)
 
 
-def swap(new: Path, folder: Path) -> None:
+def put_in_place(new: Path, folder: Path) -> None:
     """`new` takes the place of `folder`; a former export is removed only after that."""
     former = folder.with_name(f".{folder.name}.former")
     if former.exists():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor, device, nn
 
-from datamodules.encoding import PatchLayout
+from datamodules.encoding import PatchGeometry
 from datamodules.types import VisionInput
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class ModelFamily(Protocol):
     """Adapter between a transformers model and the policy; made of the model and its processor."""
 
-    layout: PatchLayout
+    geometry: PatchGeometry
     """How frames are cut into patches."""
     vision_token_ids: tuple[int, ...]
     """Tokens that a completion must never hold."""

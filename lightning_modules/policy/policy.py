@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
-from datamodules.collate import IGNORED_LABEL
-from datamodules.encoding import join_vision
+from datamodules.collate import IGNORED_LABEL, PromptCollator
 from datamodules.types import EncodedPrompt, PromptBatch, SFTBatch, VisionInput
 from lightning_modules.functional.logprobs import TokenStatistics, token_statistics
 from lightning_modules.functional.masking import length_mask
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
 Batch = TypeVar("Batch", PromptBatch, SFTBatch)
+
+_NO_POSITIONS = "call Policy.with_positions on the batch first"
 
 
 class Policy(nn.Module):
@@ -62,7 +63,11 @@ class Policy(nn.Module):
     def tokenizer(self):
         return self.processor.tokenizer
 
-    def locate(self, batch: Batch) -> Batch:
+    def collate(self, prompts: Sequence[EncodedPrompt]) -> PromptBatch:
+        """A batch of prompts with their positions, on the CPU."""
+        return self.with_positions(PromptCollator(pad_token_id=self.tokenizer.pad_token_id)(prompts))
+
+    def with_positions(self, batch: Batch) -> Batch:
         """The batch with its positions filled in; call it before the batch moves to the device."""
         position_ids, next_position = self.family.positions(batch.input_ids, batch.attention_mask, batch.vision)
         if isinstance(batch, PromptBatch):
@@ -86,19 +91,23 @@ class Policy(nn.Module):
         with torch.no_grad():
             return replace(batch, vision_features=self.family.encode_vision(self.model, batch.vision))
 
-    def pack(self, prompts: Sequence[EncodedPrompt], completions: Sequence[Sequence[Tensor]]) -> PolicyBatch:
-        """Pack B prompts with G completions each (int64 [C] on the CPU, end-of-sequence included) into one row."""
+    def pack(self, batch: PromptBatch, completions: Sequence[Sequence[Tensor]]) -> PolicyBatch:
+        """Pack B prompts with G completions each (int64 [C] on the CPU, end-of-sequence included) into one row.
+
+        Positions, media and features are those of the batch, and so is the device.
+        """
+        assert batch.position_ids is not None and batch.next_position is not None, _NO_POSITIONS
         ids, positions = [], []
-        for prompt, members in zip(prompts, completions, strict=True):
-            row = prompt.input_ids[None]
-            prompt_positions, next_position = self.family.positions(row, torch.ones_like(row), prompt.vision)
-            ids.append(prompt.input_ids)
-            positions.append(prompt_positions[:, 0])
+        prompt_positions = batch.position_ids.cpu()
+        for row, (next_position, members) in enumerate(zip(batch.next_position.tolist(), completions, strict=True)):
+            prompt = batch.prompts[row].input_ids
+            ids.append(prompt)
+            positions.append(prompt_positions[:, row, -len(prompt) :])  # without the padding on the left
             for completion in members:
                 ids.append(completion[:-1])
                 positions.append((next_position + torch.arange(len(completion) - 1)).expand(3, -1))
         lengths = [[len(completion) for completion in members] for members in completions]
-        layout, rows = pack_index([len(prompt.input_ids) for prompt in prompts], lengths)
+        layout, rows = pack_index([len(prompt.input_ids) for prompt in batch.prompts], lengths)
         flat_lengths = torch.tensor([length for members in lengths for length in members])
         return PolicyBatch(
             input_ids=torch.cat(ids)[None],
@@ -107,8 +116,9 @@ class Policy(nn.Module):
             rows=rows,
             targets=torch.cat([completion for members in completions for completion in members]),
             mask=length_mask(flat_lengths, int(flat_lengths.max())),
-            vision=join_vision([prompt.vision for prompt in prompts]),
-        )
+            vision=batch.vision if batch.vision_features is None else None,
+            vision_features=batch.vision_features,
+        ).to(batch.input_ids.device)
 
     def embed(self, input_ids: Tensor, vision: VisionInput | None, features: Tensor | None = None) -> Tensor:
         """[B, L, H]: token embeddings with the media tokens replaced by features of one vision tower call.
@@ -191,7 +201,7 @@ class Policy(nn.Module):
         features: Tensor | None = None,
         **options,
     ) -> Tensor:
-        assert position_ids is not None, "call Policy.locate on the batch first"
+        assert position_ids is not None, _NO_POSITIONS
         options.setdefault("use_cache", False)
         return self.family.language_model(self.model)(
             inputs_embeds=self.embed(input_ids, vision, features), position_ids=position_ids, **options

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from datamodules.encoding import PatchLayout
+from datamodules.encoding import PatchGeometry
 from datamodules.types import VisionInput
 from lightning_modules.functional.positions import mrope_position_ids
 from lightning_modules.policy.vision_tower import accelerate, segment_plans
@@ -35,7 +35,7 @@ class QwenVLFamily:
         accelerate(model.model.visual)
         self.image_token_id: int = config.image_token_id
         self.video_token_id: int = config.video_token_id
-        self.layout = PatchLayout(
+        self.geometry = PatchGeometry(
             patch_size=vision.patch_size,
             merge_size=vision.spatial_merge_size,
             temporal_patch_size=vision.temporal_patch_size,
@@ -64,7 +64,7 @@ class QwenVLFamily:
             seconds,
             image_token_id=self.image_token_id,
             video_token_id=self.video_token_id,
-            spatial_merge_size=self.layout.merge_size,
+            spatial_merge_size=self.geometry.merge_size,
             tokens_per_second=self.tokens_per_second or 1,
         )
 
@@ -103,8 +103,8 @@ class QwenVLFamily:
 
     def dummy_vision(self, device: torch.device) -> VisionInput:
         """The smallest clip there is, for batches without media (see `Policy.embed`)."""
-        merge = self.layout.merge_size
-        values = 3 * self.layout.temporal_patch_size * self.layout.patch_size**2
+        merge = self.geometry.merge_size
+        values = 3 * self.geometry.temporal_patch_size * self.geometry.patch_size**2
         return VisionInput(
             patches=torch.zeros(merge**2, values, dtype=torch.uint8, device=device),
             grid_thw=torch.tensor([[1, merge, merge]], device=device),

@@ -1,83 +1,106 @@
-"""The reference policy: the policy as it was loaded or as it was some steps ago, frozen."""
+"""The reference policy: the policy as it was loaded or as it was some steps ago, frozen.
+
+A reference is no torch module: the module that holds it neither registers nor saves its weights, and no strategy or
+optimizer finds them. Who holds it places it, and saves and loads it where it cannot be made from the initial model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributed.checkpoint import load as load_shards
+from torch.distributed.fsdp import FSDPModule
 
 from lightning_modules.policy.adapters import adapter_config, disabled_adapters
 from lightning_modules.policy.policy import Policy
+from lightning_modules.policy.sharding import sharded_like
 from lightning_modules.policy.types import CompletionStatistics, PolicyBatch
 
-PREFIX = "reference."
-"""Prefix of its weights in a module that holds it as `reference`."""
+CHECKPOINT_KEY = "reference"
+"""Where a Lightning checkpoint keeps the weights of a reference: by name, or as the folder that holds their shards."""
 
 
-class AdapterlessPolicy:
-    """The policy with its adapters disabled, which is the policy as it was loaded: a reference without a second copy.
+class ReferencePolicy:
+    """What the policy is compared with.
 
     Args:
-        policy: a policy with adapters whose other weights are frozen.
+        policy: a frozen copy of the policy that trains, in evaluation mode and sharded alike; or that policy itself
+            where adapters train, because with its adapters disabled it is the policy as it was loaded.
     """
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
+        self._has_adapters = adapter_config(policy.model) is not None
 
     def logprobs(self, batch: PolicyBatch, *, temperature: float) -> CompletionStatistics:
-        """As `Policy.logprobs`, without gradients: the backward would recompute with the adapters."""
-        with torch.no_grad(), disabled_adapters(self.policy.model):
+        """As `Policy.logprobs`, without gradients: with adapters, the backward would recompute with them."""
+        with torch.no_grad(), disabled_adapters(self.policy.model) if self._has_adapters else nullcontext():
             return self.policy.logprobs(batch, temperature=temperature)
 
+    def to(self, device: torch.device | str) -> None:
+        """Move whole weights; shards stay where sharding placed them."""
+        if not isinstance(self.policy, FSDPModule):
+            self.policy.to(device)
 
-Reference = Policy | AdapterlessPolicy
+    def weights(self) -> dict[str, Tensor]:
+        """The weights by name, not copied; shards as they are."""
+        return {name: parameter.detach() for name, parameter in self.policy.named_parameters()}
 
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy weights, whole ones or this rank's shards, from those of the same names.
 
-def reference_of(policy: Policy, load: Callable[[], Policy]) -> Reference:
-    """The reference of a policy that was just loaded; `load` makes a second copy where it has no adapters."""
-    return frozen(load()) if adapter_config(policy.model) is None else AdapterlessPolicy(policy)
+        Raises:
+            ValueError: names or shapes are not those of this model.
+        """
+        own = self.weights()
+        differing = {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
+        differing |= own.keys() ^ weights.keys()
+        if differing:
+            raise ValueError(
+                f"The reference of the checkpoint is of another model than model.model_name_or_path: {len(differing)} "
+                f"weights differ in name or shape, among them {min(differing)}. Resume with the model of its run."
+            )
+        for name, target in own.items():
+            target.copy_(sharded_like(target, weights[name]))
 
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        """Load the weights that a Lightning checkpoint holds.
 
-def frozen(policy: Policy) -> Policy:
-    """The policy itself, without gradients and in evaluation mode."""
-    return policy.requires_grad_(False).eval()
+        Raises:
+            ValueError: it holds none, or those of another model.
+        """
+        saved = checkpoint.get(CHECKPOINT_KEY)
+        if saved is None:
+            raise ValueError(
+                "The checkpoint holds no reference policy, since its run kept the initial model as reference. Resume "
+                "with model.reference_sync_steps: null, as in that run."
+            )
+        if isinstance(saved, Path):
+            load_shards(self.weights(), checkpoint_id=saved)  # in place
+        else:
+            self.load(saved)
 
 
 def check_sync(every: int | None, *, beta: float, has_adapters: bool) -> None:
     """
     Raises:
-        ValueError: no reference weights could be replaced every so many steps.
+        ValueError: there are no reference weights that could be replaced every so many steps.
     """
     if every is None:
         return
-    said = f"model.reference_sync_steps is {every}"
+    given = f"model.reference_sync_steps is {every}"
     if every < 1:
-        raise ValueError(f"{said}; it must be >= 1, or null to keep the initial model as reference.")
+        raise ValueError(f"{given}; it must be >= 1, or null to keep the initial model as reference.")
     if beta == 0:
-        raise ValueError(f"{said}, but model.loss_config.beta is 0, so there is no reference; set one of them.")
+        raise ValueError(f"{given}, but model.loss_config.beta is 0, so there is no reference; set one of them.")
     if has_adapters:
         raise ValueError(
-            f"{said}, but with model.lora the reference is the model without its adapters, which has no weights of its "
-            "own. Set reference_sync_steps: null."
+            f"{given}, but with model.lora the reference is the model without its adapters, which has no weights of "
+            "its own. Set reference_sync_steps: null."
         )
-
-
-@torch.no_grad()
-def copy_weights(policy: Policy, reference: Policy) -> None:
-    """Make the reference the policy as it is now; of sharded ones every rank copies its own shards."""
-    for target, source in zip(reference.parameters(), policy.parameters(), strict=True):
-        target.copy_(source)
-
-
-def drop_from_checkpoint(checkpoint: dict[str, Any]) -> None:
-    """Leave the reference out of a Lightning checkpoint: it is the initial model, which can be loaded again."""
-    for name in [name for name in checkpoint["state_dict"] if name.startswith(PREFIX)]:
-        del checkpoint["state_dict"][name]
-
-
-def restore_in_checkpoint(checkpoint: dict[str, Any], reference: Reference | None) -> None:
-    """Put the weights of the freshly loaded reference back, so that the checkpoint loads strictly."""
-    if isinstance(reference, Policy):
-        weights = reference.state_dict(prefix=PREFIX)
-        checkpoint["state_dict"].update(weights)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.fsdp import register_fsdp_forward_method as register_forward
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_modules.policy.policy import Policy
 
@@ -78,17 +80,25 @@ def unsharded(policy: Policy) -> Iterator[None]:
             module.reshard()
 
 
-def full_state_dict(policy: Policy) -> dict[str, torch.Tensor] | None:
-    """The weights of the transformers model on the CPU, on rank 0 (empty on the others); call it on all ranks.
+def sharded_like(target: Tensor, value: Tensor) -> Tensor:
+    """This rank's part of `value`, cut as `target` is; `value` itself where it is cut already or has another shape.
 
-    None for a policy without shards, whose model can be written as it is.
+    All ranks hold the whole `value`.
     """
-    if not isinstance(policy, FSDPModule):
-        return None
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    if not isinstance(target, DTensor) or isinstance(value, DTensor) or value.shape != target.shape:
+        return value
+    # Without a source rank nothing is sent: every rank cuts its own part.
+    return distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
 
-    weights = get_model_state_dict(policy.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    # Gathering parts tied weights, and a writer can no longer tell that they are one.
-    own = {name for name, _ in policy.model.named_parameters()}
-    tied = {name for name, _ in policy.model.named_parameters(remove_duplicate=False)} - own
-    return {name: value for name, value in weights.items() if name not in tied}
+
+def gathered(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors without shards, on the CPU of rank 0, and what else there is; empty on other ranks.
+
+    To be called on all ranks.
+    """
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        if torch.distributed.get_rank() == 0:
+            result[name] = whole.cpu() if isinstance(whole, Tensor) else whole
+    return result

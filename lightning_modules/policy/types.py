@@ -31,8 +31,9 @@ class PolicyBatch:
     mask: Tensor
     """bool [S, C]: real completion tokens; its true places, row by row, are the N tokens."""
     vision: VisionInput | None
+    """Media of all prompts; None without media, and where their features are known."""
     vision_features: Tensor | None = None
-    """[M, H]: features of all media, where a frozen tower computed them already."""
+    """[M, H]: features of all media, where a frozen tower computed them in the rollout."""
 
     def to(self, device: torch.device | str) -> PolicyBatch:
         values = {item.name: getattr(self, item.name) for item in fields(self)}

@@ -44,7 +44,7 @@ def option_logprobs(
     shared = [_common_prefix(rows) for rows in options]
     longer = [_extended(prompt, rows[0][:count]) for prompt, rows, count in zip(prompts, options, shared, strict=True)]
     endings = [[row[count:] for row in rows] for rows, count in zip(options, shared, strict=True)]
-    batch = policy.pack(longer, endings).to(device)
+    batch = policy.pack(policy.collate(longer).to(device), endings)
     training = policy.training
     policy.eval()
     try:

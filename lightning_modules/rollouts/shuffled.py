@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import torch
 
-from datamodules.encoding import PatchLayout, patchify
+from datamodules.encoding import PatchGeometry, patchify
 from datamodules.types import EncodedPrompt
 
 
-def shuffled_prompt(prompt: EncodedPrompt, layout: PatchLayout, seed: int) -> EncodedPrompt:
+def shuffled_prompt(prompt: EncodedPrompt, geometry: PatchGeometry, seed: int) -> EncodedPrompt:
     """The same question about the same frames in random order; tokens, grid and positions stay as they are.
 
     The order is never the true one unless the video has a single frame.
@@ -22,5 +22,5 @@ def shuffled_prompt(prompt: EncodedPrompt, layout: PatchLayout, seed: int) -> En
     while count > 1 and bool((order == torch.arange(count)).all()):
         order = torch.randperm(count, generator=generator)
     frames = prompt.frames[order]
-    patches, _ = patchify(frames, layout)
+    patches, _ = patchify(frames, geometry)
     return replace(prompt, frames=frames, vision=replace(prompt.vision, patches=patches))

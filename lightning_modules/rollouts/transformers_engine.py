@@ -14,7 +14,7 @@ from torch import Tensor
 from datamodules.types import PromptBatch
 from lightning_modules.functional.sampling import filtered_logprobs, inverse_cdf_sample
 from lightning_modules.policy.policy import Policy
-from lightning_modules.rollouts.types import Completion, RolloutGroup, SamplingConfig
+from lightning_modules.rollouts.types import Completion, RolloutEngine, RolloutGroup, SamplingConfig
 
 CUDA_SYNC_INTERVAL = 16
 """Steps between looks at which sequences have ended; a look makes the host wait for the GPU."""
@@ -29,7 +29,7 @@ class _Sampled:
     policy_logprobs: Tensor
 
 
-class TransformersEngine:
+class TransformersEngine(RolloutEngine):
     """Draws completions with the policy's own weights, in process.
 
     Args:
@@ -47,7 +47,7 @@ class TransformersEngine:
             )
 
     def sync_weights(self) -> None:
-        """Nothing to do: engine and trainer share one set of weights."""
+        """Nothing to do: sampler and trainer use the same weights."""
 
     def generate(
         self, batch: PromptBatch, config: SamplingConfig, *, group_size: int, seeds: Sequence[int]

@@ -5,9 +5,9 @@ Shapes: B prompts, G completions per prompt, C completion tokens, V vocabulary.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
@@ -26,7 +26,7 @@ class SamplingConfig:
     top_k: int = 0
     """Most likely tokens kept; 0 keeps all."""
     min_p: float = 0.0
-    """Tokens below this share of the most likely token's probability are dropped; 0 keeps all."""
+    """Tokens less likely than this fraction of the most likely one's probability are dropped; 0 keeps all."""
     greedy: bool = False
     """Take the most likely token; temperature and filters then do nothing."""
 
@@ -67,9 +67,11 @@ class RolloutGroup:
     completions: tuple[Completion, ...]
 
 
-class RolloutEngine(Protocol):
-    """Anything that draws completions. Implementations import their heavy back end lazily."""
+class RolloutEngine(ABC):
+    """Draws completions. A module builds its engine from the policy, as `Engine(policy)`, with what stands under
+    `engine.init_args` as further arguments. Heavy back ends are imported inside."""
 
+    @abstractmethod
     def generate(
         self, batch: PromptBatch, config: SamplingConfig, *, group_size: int, seeds: Sequence[int]
     ) -> list[RolloutGroup]:
@@ -81,8 +83,7 @@ class RolloutEngine(Protocol):
             group_size: G.
             seeds: B integers; the same seed and prompt give the same group whatever else is in the batch.
         """
-        ...
 
+    @abstractmethod
     def sync_weights(self) -> None:
         """Take over the policy's current weights; called after they changed."""
-        ...

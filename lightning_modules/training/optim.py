@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,24 +17,12 @@ Schedule = Literal["constant", "linear", "cosine"]
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 
 
-def _adamw_8bit() -> type[Optimizer]:
-    from bitsandbytes.optim import AdamW8bit
-
-    return AdamW8bit
-
-
-def _paged_adamw_8bit() -> type[Optimizer]:
-    from bitsandbytes.optim import PagedAdamW8bit
-
-    return PagedAdamW8bit
-
-
-OPTIMIZERS: dict[str, Callable[[], type[Optimizer]]] = {
-    "adamw": lambda: torch.optim.AdamW,
-    "adamw_8bit": _adamw_8bit,
-    "paged_adamw_8bit": _paged_adamw_8bit,
+OPTIMIZERS: dict[str, tuple[str, str]] = {
+    "adamw": ("torch.optim", "AdamW"),
+    "adamw_8bit": ("bitsandbytes.optim", "AdamW8bit"),
+    "paged_adamw_8bit": ("bitsandbytes.optim", "PagedAdamW8bit"),
 }
-"""`OptimizerConfig.name` -> its class, imported when asked for."""
+"""`OptimizerConfig.name` -> module and name of its class; bitsandbytes is imported only where it is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +41,7 @@ class OptimizerConfig:
     warmup_steps: int = 0
     """Optimizer steps of linear rise from zero."""
     final_lr_fraction: float = 0.0
-    """Learning rate at the last step as a share of `learning_rate`."""
+    """Learning rate at the last step as a fraction of `learning_rate`."""
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
@@ -73,7 +61,8 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return OPTIMIZERS[config.name]()(
+    module, name = OPTIMIZERS[config.name]
+    return getattr(importlib.import_module(module), name)(
         [group for group in groups if group["params"]], lr=config.learning_rate, betas=tuple(config.betas)
     )
 
@@ -93,7 +82,7 @@ def build_scheduler(optimizer: Optimizer, config: OptimizerConfig, total_steps: 
 
 
 def learning_rate_factor(step: int, config: OptimizerConfig, total_steps: int) -> float:
-    """Share of the full learning rate at optimizer step `step` (from 0)."""
+    """Fraction of the full learning rate at optimizer step `step` (from 0)."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.plugins.precision import HalfPrecision
+from lightning.pytorch.plugins.precision import HalfPrecision, Precision
 from torch import nn
 from torch.optim import Optimizer
 
+if TYPE_CHECKING:
+    from lightning_modules.policy.loading import Dtype
+
+HALF_PRECISIONS: dict[str, Dtype] = {"bf16-true": "bfloat16", "16-true": "float16"}
+"""Values of `Trainer(precision=...)` that mean weights in half precision, and the type of those weights."""
+
 
 class HalfWeights(HalfPrecision):
-    """Lightning's bf16-true for a policy that is loaded with its weights in `dtype`.
+    """Lightning's bf16-true (or 16-true) for a policy that is loaded with its weights in that type.
 
     Lightning's own plugin casts every tensor it can reach and makes half precision the default of new ones. Rotary
     frequencies would be rounded (positions of long videos then collide), as would seconds per patch, rewards and
-    advantages.
+    advantages. On the command line `trainer.precision: bf16-true` means this plugin; in Python it is
+    `Trainer(plugins=[HalfWeights("bf16-true")])`.
     """
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return self._desired_input_dtype
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         return module
@@ -35,6 +38,34 @@ class HalfWeights(HalfPrecision):
 
     def forward_context(self) -> AbstractContextManager:
         return nullcontext()
+
+
+def trainer_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a Trainer, with `HalfWeights` as a plugin in the place of a precision of half-precision weights."""
+    precision = options.get("precision")
+    if precision not in HALF_PRECISIONS:
+        return dict(options)
+    plugins = options.get("plugins") or []
+    plugins = plugins if isinstance(plugins, list) else [plugins]
+    return {**options, "precision": None, "plugins": [*plugins, HalfWeights(precision)]}
+
+
+def weights_dtype(plugin: Precision, dtype: Dtype) -> Dtype:
+    """In which type a policy is loaded under a trainer's precision plugin: in its own, or in `dtype`.
+
+    Raises:
+        ValueError: the plugin would round more than the weights.
+    """
+    if not isinstance(plugin, HalfPrecision):
+        return dtype
+    if not isinstance(plugin, HalfWeights):
+        given = plugin.precision
+        raise ValueError(
+            f"The trainer's precision is {given!r} by Lightning's HalfPrecision, which would also round rotary "
+            f"frequencies, rewards and advantages. Leave precision out and give Trainer(plugins=[HalfWeights({given!r})"
+            "]), from lightning_modules.training.precision; `python cli.py` does so by itself."
+        )
+    return HALF_PRECISIONS[plugin.precision]
 
 
 def rounding_note(optimizer: Optimizer) -> str | None:

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, Strategy
 from torch import Tensor
+from torch.distributed.checkpoint import save as save_shards
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lightning_modules.policy.export import swap
+from lightning_modules.policy.export import put_in_place
 from lightning_modules.policy.policy import Policy
-from lightning_modules.policy.reference import PREFIX
-from lightning_modules.policy.sharding import shard, unsharded
+from lightning_modules.policy.reference import CHECKPOINT_KEY as REFERENCE
+from lightning_modules.policy.sharding import gathered, shard, sharded_like, unsharded
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -92,57 +93,46 @@ class FSDP2Strategy(ModelParallelStrategy):
             for module in modules:
                 module.set_requires_gradient_sync(True, recurse=False)
 
-    def on_validation_start(self) -> None:
-        self._gather()
+    def _gather(self) -> None:
+        self._evaluation.enter_context(unsharded(self.lightning_module.policy))
 
-    def on_validation_end(self) -> None:
+    def _reshard(self) -> None:
         self._evaluation.close()
 
-    def on_test_start(self) -> None:
-        self._gather()
-
-    def on_test_end(self) -> None:
-        self._evaluation.close()
-
-    def on_predict_start(self) -> None:
-        self._gather()
-
-    def on_predict_end(self) -> None:
-        self._evaluation.close()
-
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Weights, those of a reference policy only where it cannot be loaded again."""
-        with self._without_initial_reference():
-            return super().lightning_module_state_dict()
+    on_validation_start = on_test_start = on_predict_start = _gather
+    on_validation_end = on_test_end = on_predict_end = _reshard
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """State of the optimizer; for a single file it is that of an unsharded one, on rank 0."""
         if self._save_distributed_checkpoint:
             return super().optimizer_state(optimizer)
         state = optimizer.state_dict()
-        whole = {
-            index: {name: _whole(value) for name, value in values.items()} for index, values in state["state"].items()
-        }
-        return {"state": whole, "param_groups": state["param_groups"]} if self.global_rank == 0 else {}
+        values = {index: gathered(values) for index, values in state["state"].items()}
+        return {"state": values, "param_groups": state["param_groups"]} if self.is_global_zero else {}
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
         """Write a file or, under `save_distributed_checkpoint`, a folder that is complete where it has its name."""
         if not self._save_distributed_checkpoint:
+            if REFERENCE in checkpoint:
+                checkpoint[REFERENCE] = gathered(checkpoint[REFERENCE])
             super().save_checkpoint(checkpoint, filepath, storage_options)
             return
+        reference = checkpoint.pop(REFERENCE, None)
         path = Path(self.broadcast(filepath))
         partial = path.with_name(f".{path.name}.partial")
         if self.is_global_zero:
             shutil.rmtree(partial, ignore_errors=True)
         self.barrier("old partial checkpoint removed")
         super().save_checkpoint(checkpoint, partial, storage_options)
+        if reference is not None:
+            save_shards(reference, checkpoint_id=partial / REFERENCE)
         self.barrier("checkpoint written")
         if self.is_global_zero:
             if path.is_file():
                 path.unlink()
-            swap(partial, path)
+            put_in_place(partial, path)
         self.barrier("checkpoint in place")
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
@@ -151,33 +141,18 @@ class FSDP2Strategy(ModelParallelStrategy):
         Takes the folders of `save_distributed_checkpoint` and the single files of all strategies.
         """
         path = Path(self.broadcast(checkpoint_path))
-        with self._without_initial_reference():
-            if path.is_dir():
-                return {**super().load_checkpoint(path, weights_only), "state_dict": {}}
-            checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
-            weights = checkpoint["state_dict"]
-            targets = dict(self.model.state_dict())
-            shards = {
-                name: _shard_like(targets[name], value) if name in targets else value for name, value in weights.items()
-            }
-            self.model.load_state_dict(shards, strict=self.lightning_module.strict_loading)
+        if path.is_dir():
+            reference = {REFERENCE: path / REFERENCE} if (path / REFERENCE).is_dir() else {}
+            return {**super().load_checkpoint(path, weights_only), **reference, "state_dict": {}}
+        checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        weights, targets = checkpoint["state_dict"], self.model.state_dict()
+        shards = {
+            name: sharded_like(targets[name], value) if name in targets else value for name, value in weights.items()
+        }
+        self.model.load_state_dict(shards, strict=self.lightning_module.strict_loading)
         for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
             optimizer.load_state_dict(_shard_optimizer_state(state, optimizer))
         return {**checkpoint, "state_dict": {}}
-
-    @contextmanager
-    def _without_initial_reference(self) -> Iterator[None]:
-        name = PREFIX.removesuffix(".")
-        saved = getattr(self.lightning_module, "saves_reference", False)
-        reference = None if saved else self.model._modules.pop(name, None)
-        try:
-            yield
-        finally:
-            if reference is not None:
-                setattr(self.model, name, reference)
-
-    def _gather(self) -> None:
-        self._evaluation.enter_context(unsharded(self.lightning_module.policy))
 
     def _get_process_group_backend(self) -> str:
         if self._process_group_backend is None and self.cpu_offload and self.root_device.type == "cuda":
@@ -200,21 +175,6 @@ def whole_norm(norm: Tensor) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def _whole(value: Any) -> Any:
-    """A tensor on the CPU without shards; anything else as it is. To be called on all ranks."""
-    if isinstance(value, DTensor):
-        value = value.full_tensor()
-    return value.cpu() if isinstance(value, Tensor) else value
-
-
-def _shard_like(target: Tensor, value: Tensor) -> Tensor:
-    """This rank's part of `value`, which all ranks hold whole, cut as `target` is."""
-    if not isinstance(target, DTensor) or value.shape != target.shape:
-        return value
-    # Without a source rank nothing is sent: every rank cuts its own part.
-    return distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
-
-
 def _shard_optimizer_state(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
     """An unsharded optimizer state cut as the optimizer's parameters are; states of a parameter's shape only."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -222,7 +182,7 @@ def _shard_optimizer_state(state: Mapping[str, Any], optimizer: Optimizer) -> di
     parameter_of = dict(zip(indices, parameters, strict=True))
     shards = {
         index: {
-            name: _shard_like(parameter_of[index], value) if isinstance(value, Tensor) and value.ndim else value
+            name: sharded_like(parameter_of[index], value) if isinstance(value, Tensor) and value.ndim else value
             for name, value in values.items()
         }
         for index, values in state["state"].items()

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_modules.functional.masking import masked_mean
+from datamodules.types import PromptBatch
+from lightning_modules.functional.masking import length_mask, masked_mean
 from lightning_modules.functional.policy_loss_types import LossConfig, LossInputs, PolicyLoss, count_batch
 from lightning_modules.policy.policy import Policy
-from lightning_modules.policy.reference import Reference
+from lightning_modules.policy.reference import ReferencePolicy
 from lightning_modules.policy.types import PolicyBatch
 from lightning_modules.rollouts.types import RolloutGroup
 
@@ -30,14 +31,14 @@ class MicroBatch:
     advantages: Tensor
     """float [S]."""
     loss_mask: Tensor
-    """bool [S, C]: tokens that count; no token of a completion that is left out."""
+    """bool [S, C]: tokens that count, none of a completion that is left out."""
     sampler_logprobs: Tensor
     """float [S, C], recorded when the completions were sampled."""
     denominator: float
+    weight: float
+    """Its fraction of the rank's tokens in this step, by which its metrics count."""
     old_logprobs: Tensor | None = None
     """float [S, C]; those of the first inner epoch, None before it."""
-    share: float = 0.0
-    """Of the rank's tokens in this step: the weight of this micro-batch's metrics."""
 
 
 class PolicyUpdate:
@@ -57,7 +58,7 @@ class PolicyUpdate:
     def __init__(
         self,
         policy: Policy,
-        reference: Reference | None,
+        reference: ReferencePolicy | None,
         *,
         loss: PolicyLoss,
         settings: LossConfig,
@@ -77,11 +78,10 @@ class PolicyUpdate:
 
     def prepare(
         self,
+        batch: PromptBatch,
         groups: Sequence[RolloutGroup],
         advantages: Tensor,
-        features: Tensor | None,
         *,
-        device: torch.device,
         mean_over_ranks: Reduce,
         max_over_ranks: Reduce,
     ) -> list[MicroBatch]:
@@ -92,14 +92,12 @@ class PolicyUpdate:
         that every rank computes and Adam sees a gradient of zero rather than none.
 
         Args:
-            groups: B groups.
+            batch: the B prompts of the rollout, on the device, with their positions and media.
+            groups: B groups, in the order of their prompts.
             advantages: float [B, G].
-            features: [M, H] of all media where a frozen tower computed them, in the order of the groups.
-            device: where to compute.
             mean_over_ranks: for the counts of the denominator.
             max_over_ranks: for the number of micro-batches.
         """
-        per_group = [None] * len(groups) if features is None else self._split(features, groups)
         masks = [self._loss_mask(group) for group in groups]
         counts = count_batch(masks, max_new_tokens=self.max_new_tokens, mean_over_ranks=mean_over_ranks)
         live = [index for index in range(len(groups)) if self.settings.beta > 0 or bool(advantages[index].any())]
@@ -109,28 +107,30 @@ class PolicyUpdate:
         tokens = sum(len(c.token_ids) for index in live for c in groups[index].completions)
         micro_batches = [
             self._micro_batch(
+                batch.select(chunk),
                 [groups[index] for index in chunk],
                 advantages[chunk],
-                [per_group[index] for index in chunk],
+                kept=torch.cat([masks[index].any(dim=1) for index in chunk]),
                 denominator=self.loss.denominator(counts),
                 step_tokens=tokens,
-                device=device,
             )
             for chunk in chunks
         ]
-        wanted = int(max_over_ranks(torch.tensor(len(micro_batches), device=device)))
-        idle = replace(micro_batches[-1], loss_mask=torch.zeros_like(micro_batches[-1].loss_mask), share=0.0)
+        wanted = int(max_over_ranks(torch.tensor(len(micro_batches), device=batch.input_ids.device)))
+        idle = replace(micro_batches[-1], loss_mask=torch.zeros_like(micro_batches[-1].loss_mask), weight=0.0)
         return micro_batches + [idle] * (wanted - len(micro_batches))
 
     def compute_loss(self, micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The micro-batch's share of the loss, and scalars to log; fills in its old log-probabilities."""
+        """The loss of a micro-batch, which is a summand of the step's, and scalars to log.
+
+        Fills in the old log-probabilities of the micro-batch.
+        """
         statistics = self.policy.logprobs(micro.batch, temperature=self.temperature)
         if micro.old_logprobs is None:
             micro.old_logprobs = statistics.logprobs.detach()
         reference_logprobs = None
         if self.reference is not None:
-            with torch.no_grad():
-                reference_logprobs = self.reference.logprobs(micro.batch, temperature=self.temperature).logprobs
+            reference_logprobs = self.reference.logprobs(micro.batch, temperature=self.temperature).logprobs
         output = self.loss(
             LossInputs(
                 logprobs=statistics.logprobs,
@@ -153,29 +153,24 @@ class PolicyUpdate:
 
     def _micro_batch(
         self,
+        prompts: PromptBatch,
         groups: Sequence[RolloutGroup],
         advantages: Tensor,
-        features: Sequence[Tensor | None],
         *,
+        kept: Tensor,
         denominator: float,
         step_tokens: int,
-        device: torch.device,
     ) -> MicroBatch:
-        completions = [[completion.token_ids for completion in group.completions] for group in groups]
-        batch = self.policy.pack([group.prompt for group in groups], completions)
-        known = [feature for feature in features if feature is not None]
-        if known:
-            batch = replace(batch, vision_features=torch.cat(known))
+        batch = self.policy.pack(prompts, [[completion.token_ids for completion in g.completions] for g in groups])
+        mask, device = batch.mask, batch.mask.device
         sampled = torch.cat([completion.policy_logprobs for group in groups for completion in group.completions])
-        sampler_logprobs = torch.zeros(batch.mask.shape).masked_scatter(batch.mask, sampled)
-        kept = torch.cat([self._loss_mask(group).any(dim=1) for group in groups])
         return MicroBatch(
-            batch=batch.to(device),
+            batch=batch,
             advantages=advantages.flatten().to(device),
-            loss_mask=(batch.mask & kept[:, None]).to(device),
-            sampler_logprobs=sampler_logprobs.to(device),
+            loss_mask=mask & kept[:, None].to(device),
+            sampler_logprobs=torch.zeros(mask.shape, device=device).masked_scatter(mask, sampled.to(device)),
             denominator=denominator,
-            share=len(sampled) / step_tokens,
+            weight=len(sampled) / step_tokens,
         )
 
     def _loss_mask(self, group: RolloutGroup) -> Tensor:
@@ -183,20 +178,13 @@ class PolicyUpdate:
         lengths = torch.tensor([len(completion.token_ids) for completion in group.completions])
         if self.mask_truncated:
             lengths = lengths * torch.tensor([not completion.truncated for completion in group.completions])
-        return torch.arange(max(1, int(lengths.max()))) < lengths[:, None]
-
-    def _split(self, features: Tensor, groups: Sequence[RolloutGroup]) -> list[Tensor]:
-        """Features of each group's own media."""
-        merge = self.policy.family.layout.merge_size**2
-        visions = [group.prompt.vision for group in groups]
-        sizes = [0 if vision is None else int(vision.grid_thw.prod(dim=1).sum()) // merge for vision in visions]
-        return list(features.split(sizes))
+        return length_mask(lengths, max(1, int(lengths.max())))
 
 
-def accumulate(totals: dict[str, float], metrics: dict[str, Tensor], *, share: float) -> None:
-    """Add a micro-batch's metrics to those of the step: maxima stay maxima, means are weighted by `share`."""
+def accumulate(totals: dict[str, float], metrics: dict[str, Tensor], *, weight: float) -> None:
+    """Add a micro-batch's metrics to those of the step: maxima stay maxima, means are weighted."""
     for name, value in metrics.items():
         if name.endswith("/max"):
             totals[name] = max(totals.get(name, 0.0), value.item())
         else:
-            totals[name] = totals.get(name, 0.0) + share * value.item()
+            totals[name] = totals.get(name, 0.0) + weight * value.item()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from datamodules.encoding import PatchLayout, PromptEncoder, join_vision, media_token_id, patchify
+from datamodules.encoding import PatchGeometry, PromptEncoder, join_vision, media_token_id, patchify
 from datamodules.prompts import PromptTemplate
 from datamodules.records import RecordFile
 from datamodules.video.types import VideoClip
@@ -34,7 +34,7 @@ def test_video_patches_and_normalization_equal_the_processor(tiny_policy):
         do_resize=False,
         return_tensors="pt",
     )
-    patches, grid = patchify(video.frames, PatchLayout())
+    patches, grid = patchify(video.frames, PatchGeometry())
     normalized = tiny_policy.family._normalized(patches, tiny_policy.model.model.visual)
     assert grid.tolist() == expected["video_grid_thw"][0].tolist() == [2, 4, 6]
     torch.testing.assert_close(normalized, expected["pixel_values_videos"], rtol=0, atol=1e-6)
@@ -43,7 +43,7 @@ def test_video_patches_and_normalization_equal_the_processor(tiny_policy):
 def test_image_patches_and_normalization_equal_the_processor(tiny_policy):
     image = clip(frames=1, is_video=False, sample_fps=0.0)
     expected = tiny_policy.processor.image_processor([image.frames[0]], do_resize=False, return_tensors="pt")
-    patches, grid = patchify(image.frames, PatchLayout())
+    patches, grid = patchify(image.frames, PatchGeometry())
     normalized = tiny_policy.family._normalized(patches, tiny_policy.model.model.visual)
     assert grid.tolist() == expected["image_grid_thw"][0].tolist() == [1, 4, 6]
     torch.testing.assert_close(normalized, expected["pixel_values"], rtol=0, atol=1e-6)

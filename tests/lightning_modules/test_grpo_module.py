@@ -84,9 +84,10 @@ def test_repeating_the_prompt_gives_the_same_trajectory(tiny_folder, mixed_data,
     _, shared = run(tmp_path / "shared", tiny_folder, mixed_data)
     pack = Policy.pack
 
-    def pack_every_completion_with_its_own_prompt(self, prompts, completions):
-        pairs = [(p, [c]) for p, members in zip(prompts, completions, strict=True) for c in members]
-        return pack(self, *zip(*pairs, strict=True))
+    def pack_every_completion_with_its_own_prompt(self, batch, completions):
+        pairs = [(row, [completion]) for row, members in enumerate(completions) for completion in members]
+        rows, single = zip(*pairs, strict=True)
+        return pack(self, batch.select(rows), single)
 
     monkeypatch.setattr(Policy, "pack", pack_every_completion_with_its_own_prompt)
     _, repeated = run(tmp_path / "repeated", tiny_folder, mixed_data)
@@ -104,13 +105,13 @@ def test_the_reference_stays_out_of_checkpoints_and_frozen(tiny_folder, mixed_da
     path = tmp_path / "module.ckpt"
     module.trainer.save_checkpoint(path)
     checkpoint = torch.load(path, weights_only=True)
-    assert not [name for name in checkpoint["state_dict"] if name.startswith("reference.")]
+    assert {name.partition(".")[0] for name in checkpoint["state_dict"]} == {"policy"}
+    assert "reference" not in checkpoint
     fresh = grpo_module(tiny_folder)
     fresh.configure_model()
     initial = fresh.policy.state_dict()
-    for name, weight in module.reference.state_dict().items():
+    for name, weight in module.reference.weights().items():
         assert torch.equal(weight, initial[name]), name
-    fresh.on_load_checkpoint(checkpoint)
     fresh.load_state_dict(checkpoint["state_dict"])  # strict
     torch.testing.assert_close(parameters(fresh), parameters(module), rtol=0, atol=0)
 
@@ -166,13 +167,12 @@ FROZEN = ["vision_tower", "merger"]
 def tower_calls(module):
     """Counts forward passes of the policy's and the reference's vision towers."""
     calls = {"policy": 0, "reference": 0}
-    for name, policy in (("policy", module.policy), ("reference", module.reference)):
-        if policy is not None:
+    for name, policy in (("policy", module.policy), ("reference", module.reference.policy)):
 
-            def count(*_, name=name):
-                calls[name] += 1
+        def count(*_, name=name):
+            calls[name] += 1
 
-            policy.model.model.visual.register_forward_hook(count)
+        policy.model.model.visual.register_forward_hook(count)
     return calls
 
 
@@ -227,7 +227,7 @@ def test_groups_without_variance_are_skipped_but_counted(tiny_folder, mixed_data
     monkeypatch.setattr(
         Policy,
         "pack",
-        lambda self, prompts, completions: packed.append(len(prompts)) or pack(self, prompts, completions),
+        lambda self, batch, completions: packed.append(len(batch)) or pack(self, batch, completions),
     )
     # A penalty too small to matter forbids the skipping.
     options["loss_config"] = LossConfig(beta=1e-12)

@@ -10,7 +10,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_modules.functional.policy_loss_types import LossConfig
 from lightning_modules.policy.adapters import AdapterConfig, is_adapter
 from lightning_modules.policy.loading import load_policy
-from lightning_modules.policy.policy import Policy
 from lightning_modules.training.optim import OptimizerConfig
 from tests.lightning_modules.module_runs import data_module, grpo_module, scalars, sft_module, trainer
 
@@ -48,16 +47,17 @@ def test_sft_trains_nothing_but_the_adapters(tiny_folder, mixed_data, tmp_path, 
 
 
 def test_grpo_starts_at_its_reference_and_moves_the_adapters(tiny_folder, mixed_data, tmp_path):
+    torch.manual_seed(0)  # adapters begin at random values
     settings = LossConfig(beta=0.04)
-    module = grpo_module(tiny_folder, lora=LORA, loss_config=settings, optimizer=FAST, group_size=4)
+    module = grpo_module(tiny_folder, lora=LORA, loss_config=settings, optimizer=FAST, group_size=8)
     data = data_module(tiny_folder, mixed_data, train_format="prompts")
-    fitted(module, data, tmp_path, max_steps=6, max_epochs=-1, limit_val_batches=0, enable_checkpointing=False)
+    fitted(module, data, tmp_path, max_steps=20, max_epochs=-1, limit_val_batches=0, enable_checkpointing=False)
     logged = scalars(tmp_path)
     assert logged["train/kl"][0] == 0
     assert logged["train/kl"][-1] > 0
-    assert sum(logged["train/reward/mean"][-2:]) > sum(logged["train/reward/mean"][:2])
+    assert sum(logged["train/reward/mean"][-4:]) > 1.2 * sum(logged["train/reward/mean"][:4])
     assert unchanged(module, tiny_folder)
-    assert not isinstance(module.reference, Policy)
+    assert module.reference.policy is module.policy
 
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(tiny_folder, mixed_data, tmp_path):

@@ -41,7 +41,7 @@ def test_the_loss_is_that_of_the_labeled_tokens(tiny_folder, mixed_data, tmp_pat
     data.setup("fit")
     dataset = data._dataset("fit", data.train_frames, with_targets=True)
     samples = [sample for sample in map(dataset.__getitem__, range(12)) if sample.prompt.vision is None]
-    batch = module.policy.locate(SFTCollator(pad_token_id=data.tokenizer.pad_token_id)(samples))
+    batch = module.policy.with_positions(SFTCollator(pad_token_id=data.tokenizer.pad_token_id)(samples))
     loss = module.training_step(batch, 0)
 
     model = module.policy.model
@@ -60,8 +60,8 @@ def test_padding_does_not_change_the_loss(tiny_folder, mixed_data):
     dataset = data._dataset("fit", data.train_frames, with_targets=True)
     samples = [dataset[index] for index in range(6)]
     collate = SFTCollator(pad_token_id=data.tokenizer.pad_token_id)
-    together = module.policy.target_statistics(module.policy.locate(collate(samples))).logprobs
-    alone = [module.policy.target_statistics(module.policy.locate(collate([s]))).logprobs for s in samples]
+    together = module.policy.target_statistics(module.policy.with_positions(collate(samples))).logprobs
+    alone = [module.policy.target_statistics(module.policy.with_positions(collate([s]))).logprobs for s in samples]
     assert len({len(sample.prompt.input_ids) for sample in samples}) > 1
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-6)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.collate import PromptCollator
 from lightning_modules.policy.loading import load_policy
 from tests.lightning_modules import two_ranks
 from tests.lightning_modules.module_runs import scalars
@@ -93,7 +92,7 @@ def test_the_export_of_sharded_ranks_is_the_trained_model(run, tiny_folder, mixe
     weights = torch.load(next(folder.glob("step=4*.ckpt")), weights_only=False)["state_dict"]
     names = {f"policy.{name}" for name in trained.state_dict()}
     trained.load_state_dict({name.removeprefix("policy."): weights[name] for name in weights.keys() & names})
-    batch = trained.locate(PromptCollator(pad_token_id=0)(mixed_prompts[:4]))
+    batch = trained.collate(mixed_prompts[:4])
     with torch.no_grad():
         logits = [policy.eval().prefill(batch, group_size=1)[0] for policy in (trained, exported)]
     assert torch.equal(*logits)
@@ -135,6 +134,10 @@ def test_a_synced_reference_trains_and_resumes_alike(run, strategy):
     alone, whole = run(1, *options), run(2, *options, f"--strategy={strategy}")
     assert_same_training(whole, alone, steps=4)
     (checkpoint,) = whole.glob("step=2*.ckpt")
+    if strategy == "fsdp2_folders":
+        assert (checkpoint / "reference").is_dir()
+    else:
+        assert_same_training(run(1, *options, f"--resume={checkpoint}"), whole, steps=2)
     assert_same_training(run(2, *options, f"--strategy={strategy}", f"--resume={checkpoint}"), whole, steps=2)
 
 
@@ -156,7 +159,7 @@ def test_a_folder_of_shards_resumes_on_another_number_of_ranks(run, stage, befor
     options = (f"--stage={stage}", "--steps=4", "--beta=0.04", "--strategy=fsdp2_folders")
     whole = run(before, *options)
     (checkpoint,) = whole.glob("step=2*.ckpt")
-    assert checkpoint.is_dir()
+    assert checkpoint.is_dir() and not (checkpoint / "reference").exists()
     assert_same_training(run(after, *options, f"--resume={checkpoint}"), whole, steps=2)
 
 

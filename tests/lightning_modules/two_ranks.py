@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_modules.callbacks import HFExport
 from lightning_modules.functional.policy_loss_types import LossConfig
 from lightning_modules.policy.adapters import AdapterConfig
+from lightning_modules.training.precision import trainer_options
 from lightning_modules.training.strategies import FSDP2Strategy
 from tests.lightning_modules.module_runs import data_module, grpo_module, sft_module, trainer
 
@@ -75,9 +76,9 @@ def run(given):
     ]
     fitting = trainer(
         given.output,
+        **trainer_options({"precision": given.precision}),
         devices=ranks,
         strategy=strategy_of(given.strategy),
-        precision=given.precision,
         max_steps=given.steps,
         limit_val_batches=1.0,
         callbacks=callbacks,

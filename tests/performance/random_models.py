@@ -154,7 +154,11 @@ def build_models(size: ModelSize, device: str, dtype: torch.dtype, *, gradient_c
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     stock, fast_vision = (copy.deepcopy(model, {id(p): p for p in model.parameters()}) for _ in range(2))
-    tokenizer = SimpleNamespace(get_vocab=lambda: SPECIAL_IDS, batch_decode=lambda rows, **options: ["" for _ in rows])
+    tokenizer = SimpleNamespace(
+        get_vocab=lambda: SPECIAL_IDS,
+        batch_decode=lambda rows, **options: ["" for _ in rows],
+        pad_token_id=PAD_TOKEN,
+    )
     processor = SimpleNamespace(
         tokenizer=tokenizer, image_processor=SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.25] * 3)
     )

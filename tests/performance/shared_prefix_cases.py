@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from datamodules.collate import PromptCollator
 from datamodules.types import EncodedPrompt, PromptBatch
 from lightning_modules.functional.logprobs import token_statistics
 from lightning_modules.rollouts.transformers_engine import TransformersEngine
 from lightning_modules.rollouts.types import SamplingConfig
 from tests.performance.measure import Work
-from tests.performance.random_models import PAD_TOKEN, Models, random_completions, video_prompt
+from tests.performance.random_models import Models, random_completions, video_prompt
 from tests.performance.repeated_prompt import (
     RepeatedGroup,
     full_softmax_logprobs,
@@ -85,7 +84,7 @@ def _logprobs_of(
 
 
 def _packed_logprobs(models: Models, prompt: EncodedPrompt, completions: Sequence[Tensor]) -> Tensor:
-    batch = models.policy.pack([prompt], [completions]).to(models.device)
+    batch = models.policy.pack(models.policy.collate([prompt]).to(models.device), [completions])
     return models.policy.logprobs(batch, temperature=1.0).logprobs
 
 
@@ -105,8 +104,7 @@ def _update_case(models: Models, scenario: Scenario) -> dict[str, Work]:
 def _prompt_rows(models: Models, scenario: Scenario) -> tuple[RepeatedGroup, PromptBatch]:
     prompt = video_prompt(models.size, scenario.prompt_tokens)
     rows = repeated_group(models, prompt, [torch.empty(0, dtype=torch.long)] * scenario.group_size)
-    batch = models.policy.locate(PromptCollator(pad_token_id=PAD_TOKEN)([prompt]))
-    return rows, batch.to(models.device)
+    return rows, models.policy.collate([prompt]).to(models.device)
 
 
 def _prefill_case(models: Models, scenario: Scenario) -> dict[str, Work]:

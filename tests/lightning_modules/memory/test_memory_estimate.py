@@ -47,7 +47,7 @@ def grpo_module(name: str = SEVEN, **settings) -> GRPOModule:
 
 def packed(policy, size):
     prompt = video_prompt(size, PROMPT)
-    return policy.pack([prompt], [random_completions(size, [COMPLETION] * GROUP)])
+    return policy.pack(policy.collate([prompt]), [random_completions(size, [COMPLETION] * GROUP)])
 
 
 def autocast(mixed: bool):
@@ -99,7 +99,8 @@ def measured_update(mixed: bool, checkpointing: bool) -> float:
         with autocast(mixed):
             policy.logprobs(batch, temperature=1.0).logprobs.sum().backward()
 
-    update(policy.pack([video_prompt(size, 64)], [random_completions(size, [4, 4])]))  # libraries settle
+    short = policy.collate([video_prompt(size, 64)])
+    update(policy.pack(short, [random_completions(size, [4, 4])]))  # libraries settle
     policy.zero_grad()
     batch = packed(policy, size)
     return resident_peak_mib(lambda: update(batch))

@@ -7,7 +7,6 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-from datamodules.collate import PromptCollator
 from datamodules.encoding import PromptEncoder
 from datamodules.media import read_media
 from datamodules.records import RecordFile
@@ -49,13 +48,13 @@ def main(model: str, data: str) -> None:
     expected: dict[str, torch.Tensor] = {}
     for mine in by_rank:
         whole.zero_grad(set_to_none=True)
-        for name, gradient in gradients(whole, whole.pack(mine, completions)).items():
+        for name, gradient in gradients(whole, whole.pack(whole.collate(mine), completions)).items():
             expected[name] = expected.get(name, 0) + gradient / len(by_rank)
     mine = by_rank[dist.get_rank()]
-    for name, gradient in gradients(parts, parts.pack(mine, completions)).items():
+    for name, gradient in gradients(parts, parts.pack(parts.collate(mine), completions)).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5, msg=name)
 
-    batch = whole.locate(PromptCollator(pad_token_id=0)(mine))
+    batch = whole.collate(mine)
     config = SamplingConfig(max_new_tokens=6)
     groups = [TransformersEngine(p).generate(batch, config, group_size=2, seeds=[1, 2]) for p in (whole, parts)]
     texts = [[completion.text for group in result for completion in group.completions] for result in groups]

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
-from datamodules.collate import PromptCollator
 from lightning_modules.policy.family import ModelFamily
 from lightning_modules.policy.loading import load_policy, supported_model_type
 
@@ -74,7 +73,7 @@ def scores(folder, prompts):
     """Log-probabilities of completions after a video, an image and a text."""
     policy = load_policy(str(folder)).eval()
     with torch.no_grad():
-        batch = policy.pack(prompts, [COMPLETIONS] * len(prompts))
+        batch = policy.pack(policy.collate(prompts), [COMPLETIONS] * len(prompts))
         return policy.logprobs(batch, temperature=1.0).logprobs
 
 
@@ -131,7 +130,7 @@ def test_layouts_of_transformers_4_and_5_give_the_same_numbers(family, layout, p
 
 def test_a_qwen2_vl_has_the_positions_of_transformers(tiny_qwen2_vl, prompts):
     policy = load_policy(str(tiny_qwen2_vl))
-    batch = policy.locate(PromptCollator(pad_token_id=0)([p for p in prompts if p.record.data_type != "video"]))
+    batch = policy.collate([p for p in prompts if p.record.data_type != "video"])
     kinds = (batch.input_ids == policy.family.image_token_id).long()
     expected, _ = policy.model.model.get_rope_index(
         batch.input_ids, kinds, image_grid_thw=batch.vision.grid_thw, attention_mask=batch.attention_mask
@@ -145,7 +144,7 @@ def test_a_qwen2_vl_counts_temporal_patches_whatever_their_seconds(tiny_qwen2_vl
     (prompt,) = (p for p in prompts if p.record.data_type == "video")
     policy = load_policy(str(tiny_qwen2_vl))
     slow = replace(prompt, vision=replace(prompt.vision, seconds_per_patch=torch.tensor([3.0])))
-    batch = policy.locate(PromptCollator(pad_token_id=0)([slow]))
+    batch = policy.collate([slow])
     temporal = batch.position_ids[0, batch.input_ids == policy.family.video_token_id]
     assert int(prompt.vision.grid_thw[0, 0]) == 2
     assert (temporal - temporal[0]).tolist() == [0] * (len(temporal) // 2) + [1] * (len(temporal) // 2)

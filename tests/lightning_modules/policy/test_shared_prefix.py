@@ -36,7 +36,9 @@ def repeated_prompt_logprobs(policy, prompts, completions, temperature):
         labels[row, start:end] = completion
         mask[row, :end] = 1
     vision = join_vision([prompt.vision for prompt, _ in rows])
-    batch = policy.locate(SFTBatch(records=[], input_ids=ids, attention_mask=mask, labels=labels, vision=vision))
+    batch = policy.with_positions(
+        SFTBatch(records=[], input_ids=ids, attention_mask=mask, labels=labels, vision=vision)
+    )
     hidden = policy._hidden(batch.input_ids, batch.vision, batch.position_ids)
     logits = hidden[:, :-1] @ policy.model.get_output_embeddings().weight.T / temperature
     chosen = torch.log_softmax(logits, -1).gather(2, labels[:, 1:].clamp(min=0)[..., None]).squeeze(2)
@@ -69,7 +71,7 @@ def test_values_and_gradients_equal_the_repeated_prompt_forward(
     expected_gradients = gradients(policy, expected)
     if checkpointing:
         policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    batch = policy.pack(prompts, completions)
+    batch = policy.pack(policy.collate(prompts), completions)
     packed = policy.logprobs(batch, temperature=temperature).logprobs[batch.mask]
     torch.testing.assert_close(packed, expected, rtol=0, atol=1e-6)  # the stock norm computes in float32
 
@@ -89,7 +91,7 @@ def test_the_language_model_is_exact_where_its_norm_does_not_round(tiny_policy64
     prompts, completions = mixed_prompts[:3], random_completions(torch.Generator().manual_seed(0), 384)
     expected = repeated_prompt_logprobs(tiny_policy64, prompts, completions, 1.0)
     expected_gradients = gradients(tiny_policy64, expected)
-    batch = tiny_policy64.pack(prompts, completions)
+    batch = tiny_policy64.pack(tiny_policy64.collate(prompts), completions)
     packed = tiny_policy64.logprobs(batch, temperature=1.0).logprobs[batch.mask]
     torch.testing.assert_close(packed, expected, rtol=0, atol=1e-12)
     for name, gradient in gradients(tiny_policy64, packed).items():
@@ -109,7 +111,7 @@ def test_adapters_get_the_same_gradients(tiny_policy64, mixed_prompts, checkpoin
     expected_gradients = gradients(policy, repeated_prompt_logprobs(policy, prompts, completions, 1.0))
     if checkpointing:
         policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    batch = policy.pack(prompts, completions)
+    batch = policy.pack(policy.collate(prompts), completions)
     packed_gradients = gradients(policy, policy.logprobs(batch, temperature=1.0).logprobs[batch.mask])
     assert packed_gradients.keys() == expected_gradients.keys() and len(packed_gradients) >= 12
     for name, gradient in packed_gradients.items():
@@ -119,10 +121,11 @@ def test_adapters_get_the_same_gradients(tiny_policy64, mixed_prompts, checkpoin
 def test_a_prompt_is_not_influenced_by_its_neighbors(tiny_policy64, mixed_prompts):
     completions = random_completions(torch.Generator().manual_seed(0), 384)
     with torch.no_grad():
-        batch = tiny_policy64.pack(mixed_prompts[:3], completions)
+        prompts = tiny_policy64.collate(mixed_prompts[:3])
+        batch = tiny_policy64.pack(prompts, completions)
         together = tiny_policy64.logprobs(batch, temperature=1.0).logprobs
         for index in range(3):
-            alone_batch = tiny_policy64.pack(mixed_prompts[index : index + 1], completions[index : index + 1])
+            alone_batch = tiny_policy64.pack(prompts.select([index]), completions[index : index + 1])
             alone = tiny_policy64.logprobs(alone_batch, temperature=1.0).logprobs
             rows = together[index * 4 : index * 4 + 4, : alone.shape[1]]
             torch.testing.assert_close(rows, alone, rtol=0, atol=1e-6)
@@ -131,7 +134,7 @@ def test_a_prompt_is_not_influenced_by_its_neighbors(tiny_policy64, mixed_prompt
 def test_float32_gradients(tiny_policy, mixed_prompts):
     completions = random_completions(torch.Generator().manual_seed(0), 384)
     expected = gradients(tiny_policy, repeated_prompt_logprobs(tiny_policy, mixed_prompts[:3], completions, 1.0))
-    batch = tiny_policy.pack(mixed_prompts[:3], completions)
+    batch = tiny_policy.pack(tiny_policy.collate(mixed_prompts[:3]), completions)
     actual = gradients(tiny_policy, tiny_policy.logprobs(batch, temperature=1.0).logprobs[batch.mask])
     for name, gradient in expected.items():
         assert relative_error(actual[name], gradient) <= 1e-5, name
@@ -164,7 +167,7 @@ def test_the_vision_tower_keeps_its_attention(tiny_policy):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_has_the_gradient_of_the_repeated_prompt_forward(tiny_policy64, mixed_prompts, loss):
     prompts, completions = mixed_prompts[:3], random_completions(torch.Generator().manual_seed(0), 384)
-    batch = tiny_policy64.pack(prompts, completions)
+    batch = tiny_policy64.pack(tiny_policy64.collate(prompts), completions)
     counts = count_batch([batch.mask], max_new_tokens=32)
     generator = torch.Generator().manual_seed(2)
     noise = [0.2 * torch.randn(batch.mask.shape, generator=generator, dtype=torch.float64) for _ in range(2)]

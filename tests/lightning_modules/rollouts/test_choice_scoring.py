@@ -16,7 +16,7 @@ def by_itself(policy, prompt, text: str, prefix: str) -> float:
     tokenizer = policy.tokenizer
     tokens = tokenizer(prefix + text, add_special_tokens=False).input_ids
     collate = SFTCollator(pad_token_id=tokenizer.pad_token_id)
-    batch = policy.locate(collate([SFTSample(prompt=prompt, target_ids=torch.tensor(tokens))]))
+    batch = policy.with_positions(collate([SFTSample(prompt=prompt, target_ids=torch.tensor(tokens))]))
     with torch.no_grad():
         logprobs = policy.target_statistics(batch).logprobs.double()
     kept = len(tokenizer(prefix, add_special_tokens=False).input_ids)
@@ -40,7 +40,7 @@ class MergingTokenizer:
     """As Qwen's, it makes one token of ">A"; other letters stand alone behind ">"."""
 
     def __init__(self, tokenizer, merged: int) -> None:
-        self.tokenizer, self.merged = tokenizer, merged
+        self.tokenizer, self.merged, self.pad_token_id = tokenizer, merged, tokenizer.pad_token_id
 
     def __call__(self, text, **options):
         if not text.endswith(">A"):

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from datamodules.collate import PromptCollator
 from lightning_modules.rollouts.transformers_engine import TransformersEngine
 from lightning_modules.rollouts.types import SamplingConfig
 
@@ -11,13 +10,13 @@ CONFIG = SamplingConfig(max_new_tokens=24)
 
 
 def sampled(policy, prompts, *, group_size=4, config=CONFIG, seeds=None):
-    batch = policy.locate(PromptCollator(pad_token_id=policy.tokenizer.pad_token_id)(prompts))
     seeds = list(range(len(prompts))) if seeds is None else seeds
-    return TransformersEngine(policy).generate(batch, config, group_size=group_size, seeds=seeds)
+    return TransformersEngine(policy).generate(policy.collate(prompts), config, group_size=group_size, seeds=seeds)
 
 
 def trainer_logprobs(policy, groups, temperature=1.0):
-    batch = policy.pack([g.prompt for g in groups], [[c.token_ids for c in g.completions] for g in groups])
+    prompts = policy.collate([group.prompt for group in groups])
+    batch = policy.pack(prompts, [[completion.token_ids for completion in group.completions] for group in groups])
     with torch.no_grad():
         return policy.logprobs(batch, temperature=temperature).logprobs[batch.mask]
 
