@@ -52,13 +52,9 @@ class AdapterConfig:
         if not self.target_modules:
             raise ValueError("lora.target_modules is empty; name at least one layer, for instance [q_proj, v_proj].")
 
-    @property
-    def scaling(self) -> float:
-        return self.alpha / self.r
 
-
-def add_adapters(model: PreTrainedModel, decoder: nn.Module, settings: AdapterConfig) -> None:
-    """Freeze the model and give the named linear layers of its decoder adapters that add nothing yet (B = 0).
+def add_adapters(model: PreTrainedModel, decoder: nn.Module, config: AdapterConfig) -> None:
+    """Freeze the model and give the named linear layers of its decoder adapters that change nothing yet (B = 0).
 
     Raises:
         ValueError: the decoder has no linear layer of a given name.
@@ -66,28 +62,28 @@ def add_adapters(model: PreTrainedModel, decoder: nn.Module, settings: AdapterCo
     from peft import inject_adapter_in_model
 
     present = {name.rpartition(".")[2] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
-    unknown = [name for name in settings.target_modules if name not in present]
+    unknown = [name for name in config.target_modules if name not in present]
     if unknown:
         raise ValueError(
             f"lora.target_modules names {', '.join(unknown)}; the linear layers of this language model are "
             f"{', '.join(sorted(present))}."
         )
     model.requires_grad_(False)
-    inject_adapter_in_model(_peft_config(model, decoder, settings), model, adapter_name=ADAPTER_NAME)
+    inject_adapter_in_model(_peft_config(model, decoder, config), model, adapter_name=ADAPTER_NAME)
     for _, parameter in adapter_parameters(model):
         parameter.requires_grad_(True)
 
 
-def _peft_config(model: PreTrainedModel, decoder: nn.Module, settings: AdapterConfig) -> LoraConfig:
+def _peft_config(model: PreTrainedModel, decoder: nn.Module, config: AdapterConfig) -> LoraConfig:
     from peft import LoraConfig
 
     place = next(name for name, module in model.named_modules() if module is decoder)
     # A pattern, since the vision tower has layers of the same last names.
-    pattern = rf"{re.escape(place)}\..*\.({'|'.join(map(re.escape, settings.target_modules))})"
+    pattern = rf"{re.escape(place)}\..*\.({'|'.join(map(re.escape, config.target_modules))})"
     return LoraConfig(
-        r=settings.r,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
         target_modules=pattern,
         base_model_name_or_path=model.config.name_or_path,
     )
@@ -144,7 +140,7 @@ def merged(weights: Mapping[str, Tensor], scaling: float, dtype: torch.dtype | N
 
 
 def drop_base_from_checkpoint(checkpoint: dict[str, Any]) -> None:
-    """Leave what the adapters stand on out of a Lightning checkpoint: it is frozen and can be loaded again.
+    """Leave the frozen weights under the adapters out of a Lightning checkpoint: they can be loaded again.
 
     Shards stay whole, since a distributed checkpoint is read by the names that the model has.
     """
@@ -159,7 +155,7 @@ def check_checkpoint(checkpoint: Mapping[str, Any], model: nn.Module) -> None:
     """Refuse to resume from a checkpoint whose adapters are not the model's.
 
     Raises:
-        ValueError: it has other adapters, others than the model needs, or of another rank.
+        ValueError: its adapters differ from the model's in number, place or rank.
     """
     weights = checkpoint.get("state_dict")
     if not weights:  # shards are read, and checked, by the strategy; a whole checkpoint is on the first rank alone
@@ -167,11 +163,11 @@ def check_checkpoint(checkpoint: Mapping[str, Any], model: nn.Module) -> None:
     found = {
         re.sub(r"^.*?policy\.model\.", "", name): value.shape for name, value in weights.items() if is_adapter(name)
     }
-    wanted = {name: parameter.shape for name, parameter in adapter_parameters(model)}
-    if found != wanted:
-        differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    needed = {name: parameter.shape for name, parameter in adapter_parameters(model)}
+    if found != needed:
+        differing = sorted(name for name in found.keys() | needed.keys() if found.get(name) != needed.get(name))
         raise ValueError(
-            f"The checkpoint's adapters are not those of model.lora: {len(found)} there, {len(wanted)} here, and "
+            f"The checkpoint's adapters are not those of model.lora: {len(found)} there, {len(needed)} here, and "
             f"{len(differing)} differ in name or shape, among them {differing[0]}. Resume with the "
             "r and target_modules of the run that wrote it."
         )

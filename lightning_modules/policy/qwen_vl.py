@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from datamodules.encoding import PatchGeometry
 from datamodules.types import VisionInput
 from lightning_modules.functional.positions import mrope_position_ids
-from lightning_modules.policy.vision_tower import accelerate, segment_plans
+from lightning_modules.policy.vision_tower import accelerate, segment_indices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
 
 class QwenVLFamily:
-    """Adapter between a transformers Qwen2-VL or Qwen2.5-VL model and the policy.
+    """Adapter between a transformers Qwen2-VL or Qwen2.5-VL model and the policy; methods as in `ModelFamily`.
 
     Args:
         model: `Qwen2_5_VLForConditionalGeneration` or `Qwen2VLForConditionalGeneration`.
@@ -47,10 +47,8 @@ class QwenVLFamily:
         vocabulary = processor.tokenizer.get_vocab()
         names = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
         self.vision_token_ids = tuple(vocabulary[name] for name in names if name in vocabulary)
-        """Tokens that a completion must never hold."""
 
     def positions(self, input_ids: Tensor, attention_mask: Tensor, vision: VisionInput | None) -> tuple[Tensor, Tensor]:
-        """Positions int64 [3, B, L] and next position int64 [B] of a batch [B, L] padded on either side."""
         images = videos = seconds = None
         if vision is not None:
             images, videos = vision.grid_thw[~vision.is_video], vision.grid_thw[vision.is_video]
@@ -69,11 +67,9 @@ class QwenVLFamily:
         )
 
     def language_model(self, model: PreTrainedModel) -> nn.Module:
-        """The decoder without output projection."""
         return model.model.language_model
 
     def parts(self, model: PreTrainedModel) -> dict[str, list[nn.Parameter]]:
-        """The parts that can be frozen, each with its parameters; together they are the model."""
         tower, decoder = model.model.visual, model.model.language_model
         merger, tables = list(tower.merger.parameters()), (decoder.embed_tokens, model.get_output_embeddings())
         # Tied, input and output are one parameter.
@@ -87,22 +83,18 @@ class QwenVLFamily:
         }
 
     def blocks(self, model: PreTrainedModel) -> list[nn.Module]:
-        """Vision blocks and decoder layers: what is gathered at a time where the model is sharded."""
         return [*model.model.visual.blocks, *model.model.language_model.layers]
 
     def vision_parameters(self, model: PreTrainedModel) -> Iterator[nn.Parameter]:
-        """Parameters of the tower and of the merger behind it."""
         return model.model.visual.parameters()
 
     def encode_vision(self, model: PreTrainedModel, vision: VisionInput) -> Tensor:
-        """Features [M, H] of all media in one tower call, images and videos in order of appearance."""
         tower = model.model.visual
-        plans = segment_plans(vision.grid_thw.tolist(), tower, vision.patches.device)
+        indices = segment_indices(vision.grid_thw.tolist(), tower, vision.patches.device)
         pixels = self._normalized(vision.patches, tower)
-        return tower(pixels, grid_thw=vision.grid_thw, segment_plans=plans).pooler_output
+        return tower(pixels, grid_thw=vision.grid_thw, segment_indices=indices).pooler_output
 
     def dummy_vision(self, device: torch.device) -> VisionInput:
-        """The smallest clip there is, for batches without media (see `Policy.embed`)."""
         merge = self.geometry.merge_size
         values = 3 * self.geometry.temporal_patch_size * self.geometry.patch_size**2
         return VisionInput(
@@ -113,7 +105,6 @@ class QwenVLFamily:
         )
 
     def scatter_vision(self, embeddings: Tensor, input_ids: Tensor, features: Tensor) -> Tensor:
-        """Put features [M, H] in place of the media tokens of input_ids [B, L]; embeddings [B, L, H]."""
         mask = (input_ids == self.image_token_id) | (input_ids == self.video_token_id)
         return embeddings.masked_scatter(mask[..., None], features.to(embeddings.dtype))
 

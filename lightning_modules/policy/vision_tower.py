@@ -19,11 +19,11 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen2_5
 from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2
 
 
-class SegmentPlan(NamedTuple):
+class SegmentIndex(NamedTuple):
     """How a row of segments (windows, or whole temporal patches) becomes batches of equal length."""
 
     count: int
-    """Segments; tells which plan belongs to a layer."""
+    """Segments; tells which index belongs to a layer."""
     shapes: tuple[tuple[int, int], ...]
     """(segments, length) of each batch."""
     gather: Tensor | None
@@ -32,15 +32,15 @@ class SegmentPlan(NamedTuple):
     """int64 [N]: its inverse."""
 
 
-def segment_plans(grid_thw: list[list[int]], tower: nn.Module, device: torch.device) -> tuple[SegmentPlan, ...]:
-    """Plans for the full and the windowed layers of one tower call over items of the given patch grids."""
+def segment_indices(grid_thw: list[list[int]], tower: nn.Module, device: torch.device) -> tuple[SegmentIndex, ...]:
+    """Indices for the full and the windowed layers of one tower call over items of the given patch grids."""
     window = getattr(tower, "window_size", None)
     side = None if window is None else window // tower.spatial_merge_size // tower.patch_size
     grids = tuple(tuple(grid) for grid in grid_thw)
-    plans = [_plan(_frame_lengths(grids), device)]
+    indices = [_index(_frame_lengths(grids), device)]
     if side is not None:
-        plans.append(_plan(_window_lengths(grids, side, tower.spatial_merge_size), device))
-    return tuple(plans)
+        indices.append(_index(_window_lengths(grids, side, tower.spatial_merge_size), device))
+    return tuple(indices)
 
 
 def _frame_lengths(grids: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
@@ -62,17 +62,17 @@ def _tiles(extent: int, side: int) -> list[int]:
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # a cached inference tensor could not be saved for backward later
-def _plan(lengths: tuple[int, ...], device: torch.device) -> SegmentPlan:
+def _index(lengths: tuple[int, ...], device: torch.device) -> SegmentIndex:
     distinct = sorted(set(lengths))
     if len(distinct) == 1:
-        return SegmentPlan(len(lengths), ((len(lengths), distinct[0]),), None, None)
+        return SegmentIndex(len(lengths), ((len(lengths), distinct[0]),), None, None)
     all_lengths = torch.tensor(lengths)
     starts = all_lengths.cumsum(0) - all_lengths
     gather = torch.cat(
         [(starts[all_lengths == length][:, None] + torch.arange(length)).flatten() for length in distinct]
     )
     shapes = tuple((lengths.count(length), length) for length in distinct)
-    return SegmentPlan(len(lengths), shapes, gather.to(device), gather.argsort().to(device))
+    return SegmentIndex(len(lengths), shapes, gather.to(device), gather.argsort().to(device))
 
 
 class _LinearPatches:
@@ -99,26 +99,26 @@ class _BatchedSegments:
         hidden_states: Tensor,
         cu_seqlens: Tensor,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
-        segment_plans: tuple[SegmentPlan, ...] | None = None,
+        segment_indices: tuple[SegmentIndex, ...] | None = None,
         **kwargs,
     ) -> Tensor:
-        if segment_plans is None or self.config._attn_implementation != "sdpa":
+        if segment_indices is None or self.config._attn_implementation != "sdpa":
             return super().forward(
                 hidden_states, cu_seqlens=cu_seqlens, position_embeddings=position_embeddings, **kwargs
             )
-        plan = next(plan for plan in segment_plans if plan.count == cu_seqlens.shape[0] - 1)
+        index = next(index for index in segment_indices if index.count == cu_seqlens.shape[0] - 1)
         query, key, value = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # [N, Hv, E / Hv]
         query, key = self.rotate(query, key, *position_embeddings)
-        if plan.gather is not None:
-            query, key, value = (tensor[plan.gather] for tensor in (query, key, value))
-        sizes = [count * length for count, length in plan.shapes]
+        if index.gather is not None:
+            query, key, value = (tensor[index.gather] for tensor in (query, key, value))
+        sizes = [count * length for count, length in index.shapes]
         outputs = []
-        for shape, *batch in zip(plan.shapes, *(t.split(sizes) for t in (query, key, value)), strict=True):
+        for shape, *batch in zip(index.shapes, *(t.split(sizes) for t in (query, key, value)), strict=True):
             query, key, value = (tensor.unflatten(0, shape).transpose(1, 2) for tensor in batch)  # [W, Hv, length, .]
             output = scaled_dot_product_attention(query, key, value, scale=self.scaling)
             outputs.append(output.transpose(1, 2).flatten(0, 1).flatten(1))
         output = torch.cat(outputs)
-        return self.proj(output if plan.scatter is None else output[plan.scatter])
+        return self.proj(output if index.scatter is None else output[index.scatter])
 
 
 class BatchedVisionAttention(_BatchedSegments, qwen2_5.Qwen2_5_VLVisionAttention):

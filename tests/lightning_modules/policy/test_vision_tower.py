@@ -8,7 +8,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
-from lightning_modules.policy.vision_tower import accelerate, segment_plans
+from lightning_modules.policy.vision_tower import accelerate, segment_indices
 
 GRIDS = {
     "one frame size": [[4, 4, 6]],
@@ -52,7 +52,7 @@ def test_features_and_gradients_are_those_of_the_stock_tower(build, grids):
     grid = torch.tensor(grids)
     pixels = torch.randn(int(grid.prod(1).sum()), 3 * 2 * 14 * 14, dtype=torch.float64)
     expected, expected_gradients = outcome(stock, pixels, grid)
-    actual, gradients = outcome(fast, pixels, grid, segment_plans=segment_plans(grids, fast, pixels.device))
+    actual, gradients = outcome(fast, pixels, grid, segment_indices=segment_indices(grids, fast, pixels.device))
     # The rotation computes in float32 in both.
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-9)
     for name, gradient in expected_gradients.items():
@@ -70,7 +70,7 @@ def test_without_a_plan_the_layers_do_what_they_did():
 
 def test_plans_sort_segments_by_length():
     # Side 112 / 2 / 14 = 4 merged patches; 5 x 7 merged patches give windows 4x4, 4x3, 1x4, 1x3, 4 patches to a token.
-    full, windowed = segment_plans([[1, 10, 14]], qwen2_5_tower(), torch.device("cpu"))
+    full, windowed = segment_indices([[1, 10, 14]], qwen2_5_tower(), torch.device("cpu"))
     assert full.shapes == ((1, 140),) and full.gather is None
     assert windowed.count == 4
     assert windowed.shapes == ((1, 12), (1, 16), (1, 48), (1, 64))
