@@ -1,7 +1,7 @@
 """Commands of VideoRFT on Lightning: `python cli.py COMMAND --help`.
 
 fit, validate, test and predict are LightningCLI's, with stacked YAML files: `python cli.py fit -c model.yaml -c
-trainer.yaml`. The others stand in lightning_modules/commands/. This is the only place where concrete parts meet.
+trainer.yaml`. The others are in lightning_modules/commands/. This is the only place where concrete parts meet.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
         def instantiate_classes(self) -> None:
             if run:
                 super().instantiate_classes()
-                supported_model_type(self.model.model_name_or_path)  # said before any data file is read
+                supported_model_type(self.model.model_name_or_path)  # fails before any data file is read
                 if isinstance(self.model, BenchmarkModule):
                     settings = self._parser(self.subcommand).dump(self.config[self.subcommand], format="json")
                     self.model.run_config = replay.run_config(json.loads(settings))
@@ -186,14 +186,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command line leave by SystemExit.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if str(Path.cwd()) not in sys.path:  # rewards of one's own stand where the command is run, not beside this file
+    if str(Path.cwd()) not in sys.path:  # a user's own rewards are where the command is run, not beside this file
         sys.path.append(str(Path.cwd()))
     if given[:1] in (["-h"], ["--help"]):
         print(overview())
         return 0
     if not given or given[0] not in COMMANDS:
-        said = f"there is no command {given[0]!r}" if given else "a command is missing"
-        print(f"error: {said}\n\n{overview()}", file=sys.stderr)
+        problem = f"there is no command {given[0]!r}" if given else "a command is missing"
+        print(f"error: {problem}\n\n{overview()}", file=sys.stderr)
         return 2
     try:
         COMMANDS[given[0]].run(given)

@@ -27,7 +27,6 @@ from lightning_modules.rollouts.scoring import reward_input
 from lightning_modules.rollouts.shuffled import shuffled_prompt
 from lightning_modules.rollouts.types import RolloutGroup, SamplingConfig
 from lightning_modules.training.grpo_metrics import rollout_metrics, token_count
-from lightning_modules.training.phase_timer import PhaseTimer
 from lightning_modules.training.strategies import gradient_sync, whole_norm
 from lightning_modules.training.update import PolicyUpdate, accumulate
 from rewards.base import Reward
@@ -102,7 +101,6 @@ class GRPOModule(PolicyModule):
         self.reference_sync_steps = reference_sync_steps
         self.reference: ReferencePolicy | None = None
         self.update: PolicyUpdate | None = None
-        self.timer = PhaseTimer()
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -118,7 +116,7 @@ class GRPOModule(PolicyModule):
             self.policy,
             self.reference,
             loss=self.loss,
-            settings=self.loss_config,
+            config=self.loss_config,
             temperature=self.sampling.temperature,
             max_new_tokens=self.sampling.max_new_tokens,
             micro_batch_groups=self.micro_batch_groups,
@@ -133,9 +131,6 @@ class GRPOModule(PolicyModule):
     def on_fit_end(self) -> None:
         if self.reference is not None:
             self.reference.to("cpu")
-
-    def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
-        self.timer.begin_step()
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         with unsharded(self.policy):
@@ -157,9 +152,6 @@ class GRPOModule(PolicyModule):
         self.last_rollouts = RolloutSample(groups=groups, breakdown=breakdown, advantages=advantages)
         rollout = rollout_metrics(groups, breakdown, advantages)
         self._log_step({**rollout, **update_metrics, "train/redrawn_groups": redrawn}, token_count(groups))
-
-    def on_validation_end(self) -> None:
-        self.timer.pause()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -27,6 +27,7 @@ from lightning_modules.rollouts.transformers_engine import TransformersEngine
 from lightning_modules.rollouts.types import RolloutEngine, RolloutGroup, SamplingConfig
 from lightning_modules.training.answer_metrics import AnswerMetrics
 from lightning_modules.training.optim import OptimizerConfig, build_optimizer, build_scheduler
+from lightning_modules.training.phase_timer import PhaseTimer
 from lightning_modules.training.precision import rounding_note, weights_dtype
 from lightning_modules.training.strategies import FSDP2Strategy
 
@@ -39,7 +40,7 @@ class PolicyModule(L.LightningModule):
 
     Args:
         model_name_or_path: Hugging Face folder or name of a Qwen2-VL or Qwen2.5-VL checkpoint.
-        dtype: of the weights; trainer.precision bf16-true takes bfloat16 whatever stands here.
+        dtype: of the weights; trainer.precision bf16-true overrules it with bfloat16.
         attn_implementation: of the vision tower; "auto" takes flash attention 2 where there is CUDA and the package.
         gradient_checkpointing: recompute activations in the backward.
         logprob_chunk_size: rows of logits that exist at a time.
@@ -88,6 +89,7 @@ class PolicyModule(L.LightningModule):
         self.engine: RolloutEngine | None = None
         self.last_rollouts: RolloutSample | None = None
         self.answer_metrics = AnswerMetrics()
+        self.timer = PhaseTimer()
 
     def setup(self, stage: str) -> None:
         given = getattr(self.trainer.datamodule, "train_format", self.train_format)
@@ -113,10 +115,10 @@ class PolicyModule(L.LightningModule):
         Raises:
             ValueError: as `load_policy`; or the trainer's precision would round more than the weights.
         """
-        untrained = self._trainer is None
+        plugin = None if self._trainer is None else self.trainer.precision_plugin
         return load_policy(
             self.model_name_or_path,
-            dtype=self.dtype_name if untrained else weights_dtype(self.trainer.precision_plugin, self.dtype_name),
+            dtype=weights_dtype(plugin, self.dtype_name),
             attn_implementation=self.attn_implementation,
             gradient_checkpointing=self.gradient_checkpointing,
             logprob_chunk_size=self.logprob_chunk_size,
@@ -131,20 +133,22 @@ class PolicyModule(L.LightningModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return self.policy.with_positions(batch) if isinstance(batch, PromptBatch | SFTBatch) else batch
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.timer.begin_step()
+
     def on_validation_epoch_end(self) -> None:
         self._log_answers("val")
+
+    def on_validation_end(self) -> None:
+        self.timer.pause()
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
         return self._answer(batch)
 
+    test_step = predict_step = validation_step
+
     def on_test_epoch_end(self) -> None:
         self._log_answers("test")
-
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
-        return self._answer(batch)
-
-    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
-        return self._answer(batch)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = build_optimizer(self.policy.parameters(), self.optimizer_config)

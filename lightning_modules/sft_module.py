@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 from datamodules.types import SFTBatch
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.training.answer_metrics import TokenMetrics
-from lightning_modules.training.phase_timer import PhaseTimer
 from lightning_modules.training.strategies import whole_norm
 
 
@@ -29,10 +28,6 @@ class SFTModule(PolicyModule):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.token_metrics = TokenMetrics()
-        self.timer = PhaseTimer()
-
-    def on_train_batch_start(self, batch: SFTBatch, batch_idx: int) -> None:
-        self.timer.begin_step()
 
     def training_step(self, batch: SFTBatch, batch_idx: int) -> Tensor:
         statistics = self.policy.target_statistics(batch)
@@ -53,9 +48,6 @@ class SFTModule(PolicyModule):
         self.log_seconds(seconds)
         tokens = self.all_gather(batch.attention_mask.sum()).sum()
         self.log("train/tokens_per_second", tokens / seconds["step"])
-
-    def on_validation_end(self) -> None:
-        self.timer.pause()
 
     def _tokens_per_rank(self, logprobs: Tensor) -> Tensor:
         """Mean over ranks of their tokens. Gradients are averaged over ranks, so this makes the loss the mean over all

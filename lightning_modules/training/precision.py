@@ -50,8 +50,8 @@ def trainer_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, "precision": None, "plugins": [*plugins, HalfWeights(precision)]}
 
 
-def weights_dtype(plugin: Precision, dtype: Dtype) -> Dtype:
-    """In which type a policy is loaded under a trainer's precision plugin: in its own, or in `dtype`.
+def weights_dtype(plugin: Precision | None, dtype: Dtype) -> Dtype:
+    """The type in which a policy is loaded: that of a trainer's half-precision plugin, or else `dtype`.
 
     Raises:
         ValueError: the plugin would round more than the weights.

@@ -48,7 +48,7 @@ class PolicyUpdate:
         policy: the policy being trained.
         reference: the frozen reference policy; None when beta is 0.
         loss: the loss and its normalizer.
-        settings: its coefficients.
+        config: its coefficients.
         temperature: of the sampling; log-probabilities are those of the softmax at it.
         max_new_tokens: limit of the sampling.
         micro_batch_groups: groups per backward pass; None takes all.
@@ -61,7 +61,7 @@ class PolicyUpdate:
         reference: ReferencePolicy | None,
         *,
         loss: PolicyLoss,
-        settings: LossConfig,
+        config: LossConfig,
         temperature: float,
         max_new_tokens: int,
         micro_batch_groups: int | None = None,
@@ -70,7 +70,7 @@ class PolicyUpdate:
         self.policy = policy
         self.reference = reference
         self.loss = loss
-        self.settings = settings
+        self.config = config
         self.temperature = temperature
         self.max_new_tokens = max_new_tokens
         self.micro_batch_groups = micro_batch_groups
@@ -100,7 +100,7 @@ class PolicyUpdate:
         """
         masks = [self._loss_mask(group) for group in groups]
         counts = count_batch(masks, max_new_tokens=self.max_new_tokens, mean_over_ranks=mean_over_ranks)
-        live = [index for index in range(len(groups)) if self.settings.beta > 0 or bool(advantages[index].any())]
+        live = [index for index in range(len(groups)) if self.config.beta > 0 or bool(advantages[index].any())]
         live = live or [0]
         size = self.micro_batch_groups or len(groups)
         chunks = [live[start : start + size] for start in range(0, len(live), size)]
@@ -140,7 +140,7 @@ class PolicyUpdate:
                 mask=micro.loss_mask,
                 denominator=micro.denominator,
             ),
-            self.settings,
+            self.config,
         )
         difference = (micro.sampler_logprobs - micro.old_logprobs).abs() * micro.batch.mask
         metrics = {

@@ -3,8 +3,10 @@ import torch
 
 from lightning_modules.functional.policy_loss_types import LossConfig
 from lightning_modules.policy.policy import Policy
+from lightning_modules.policy.qwen_vl import QwenVLFamily
 from lightning_modules.rollouts.transformers_engine import TransformersEngine
 from lightning_modules.rollouts.types import SamplingConfig
+from lightning_modules.training.update import PolicyUpdate
 from rewards import AccuracyReward, FormatReward
 from rewards.suite import SuiteConfig
 from rewards.temporal import TemporalReward
@@ -190,6 +192,28 @@ def test_the_video_is_encoded_once_per_step(tiny_folder, mixed_data, tmp_path, f
     data = data_module(tiny_folder, mixed_data, train_format="prompts")
     trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(module, data)
     assert calls == expected
+
+
+def test_positions_and_loss_masks_are_made_once_per_step(tiny_folder, mixed_data, tmp_path, monkeypatch):
+    calls = {"positions": 0, "loss masks": 0}
+
+    def counted(name, function):
+        def wrapper(*arguments):
+            calls[name] += 1
+            return function(*arguments)
+
+        return wrapper
+
+    monkeypatch.setattr(QwenVLFamily, "positions", counted("positions", QwenVLFamily.positions))
+    monkeypatch.setattr(PolicyUpdate, "_loss_mask", counted("loss masks", PolicyUpdate._loss_mask))
+    options = {
+        "rewards": [EvenReward(), AccuracyReward(), TemporalReward()],
+        "max_resamples": 1,
+        "micro_batch_groups": 1,
+    }
+    _, logged = run(tmp_path, tiny_folder, mixed_data, steps=2, inner_epochs=2, **options)
+    assert len(logged["train/loss"]) == 1 and logged["train/redrawn_groups"][0] > 0  # one rollout for two steps
+    assert calls == {"positions": 1, "loss masks": 4}  # of one batch of four groups
 
 
 def test_shared_features_change_nothing(tiny_folder, mixed_data, tmp_path, monkeypatch):
