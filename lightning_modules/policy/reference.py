@@ -59,9 +59,8 @@ class ReferencePolicy:
             ValueError: names or shapes are not those of this model.
         """
         own = self.weights()
-        differing = {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
-        differing |= own.keys() ^ weights.keys()
-        if differing:
+        shapes, given = ({name: value.shape for name, value in some.items()} for some in (own, weights))
+        if differing := {name for name, _ in shapes.items() ^ given.items()}:
             raise ValueError(
                 f"The reference of the checkpoint is of another model than model.model_name_or_path: {len(differing)} "
                 f"weights differ in name or shape, among them {min(differing)}. Resume with the model of its run."

@@ -21,29 +21,19 @@ FORWARD_METHODS = ("logprobs", "target_statistics", "prefill", "decode", "with_f
 """Ways into the policy that read weights; FSDP2 by itself gathers them for `forward` alone."""
 
 
-def shard(
-    policy: Policy,
-    mesh: DeviceMesh | None = None,
-    *,
-    mixed_precision: MixedPrecisionPolicy | None = None,
-    offload: OffloadPolicy | None = None,
-) -> Policy:
+def shard(policy: Policy, mesh: DeviceMesh, *, mixed_precision: MixedPrecisionPolicy, offload: OffloadPolicy) -> Policy:
     """Shard every decoder layer and vision block, then what remains, in place.
 
     Args:
         policy: built and frozen as it shall train, on any device; its shards end on the mesh's.
-        mesh: one-dimensional mesh of the ranks; None takes all.
+        mesh: one-dimensional mesh of the ranks.
         mixed_precision: in which type weights are gathered and gradients are reduced.
         offload: where shards live between uses.
 
     Returns:
         The policy.
     """
-    options: dict[str, Any] = {
-        "mesh": mesh,
-        "mp_policy": mixed_precision or MixedPrecisionPolicy(),
-        "offload_policy": offload or OffloadPolicy(),
-    }
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": mixed_precision, "offload_policy": offload}
     for block in policy.family.blocks(policy.model):
         fully_shard(block, **options)
     # FSDP2 keeps the root whole from forward to backward. A frozen policy has no backward that would free it.

@@ -48,13 +48,8 @@ class AnswerMetrics(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.names = (
-            "accuracy",
-            *(f"accuracy/{kind}" for kind in ProblemType),
-            "format",
-            "completion_tokens",
-            "truncated",
-        )
+        kinds = [f"accuracy/{kind}" for kind in ProblemType]
+        self.names = ("accuracy", *kinds, "format", "completion_tokens", "truncated")
         for state in ("sums", "counts"):
             self.add_state(state, torch.zeros(len(self.names), dtype=torch.float64), dist_reduce_fx="sum")
 
