@@ -6,7 +6,6 @@ Shapes: P prompt tokens, F frames, N vision patches, D values per patch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,21 +13,10 @@ from torch import Tensor
 
 from datamodules.prompts import PromptTemplate
 from datamodules.types import EncodedPrompt, VideoRecord, VisionInput
-from datamodules.video.types import VideoClip
+from datamodules.video.types import PatchGeometry, VideoClip
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchGeometry:
-    """How the vision tower cuts frames into patches."""
-
-    patch_size: int = 14
-    merge_size: int = 2
-    """Patches merged along each side into one token."""
-    temporal_patch_size: int = 2
-    """Frames per patch."""
 
 
 def patchify(frames: Tensor, geometry: PatchGeometry) -> tuple[Tensor, Tensor]:
@@ -46,7 +34,7 @@ def patchify(frames: Tensor, geometry: PatchGeometry) -> tuple[Tensor, Tensor]:
     if missing:
         frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
     count, channels, height, width = frames.shape
-    side = geometry.patch_size * geometry.merge_size
+    side = geometry.grid
     assert height % side == 0 and width % side == 0, f"{height}x{width} is not a multiple of {side}"
     t, y, x = count // geometry.temporal_patch_size, height // side, width // side
     merge, patch = geometry.merge_size, geometry.patch_size
@@ -102,7 +90,7 @@ class PromptEncoder:
         if len(ids) > self.max_prompt_tokens:
             raise ValueError(
                 f"{record.where}: the prompt has {len(ids)} tokens, more than max_prompt_tokens = "
-                f"{self.max_prompt_tokens}. Lower the frames or pixels of the profile, or raise the limit."
+                f"{self.max_prompt_tokens}. Lower the number of frames or pixels, or raise the limit."
             )
         return EncodedPrompt(record=record, input_ids=ids, vision=vision, frames=None if clip is None else clip.frames)
 

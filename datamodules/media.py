@@ -8,12 +8,12 @@ from datamodules.records import media_path
 from datamodules.types import VideoRecord
 from datamodules.video.frame_sampling import FrameConfig
 from datamodules.video.time_range import time_range
-from datamodules.video.types import VideoClip
-from datamodules.video.video_reader import ReaderName, VideoReadError, read_image, read_video
+from datamodules.video.types import VideoClip, VideoReadError
+from datamodules.video.video_reader import ReaderName, read_image, read_video
 
 
 def read_media(
-    record: VideoRecord, data_root: str | Path, profile: FrameConfig, *, reader: ReaderName = "pyav"
+    record: VideoRecord, data_root: str | Path, config: FrameConfig, *, reader: ReaderName = "pyav"
 ) -> VideoClip | None:
     """Decode and resize the frames of a video or the image of a record; None for a text-only record.
 
@@ -30,8 +30,8 @@ def read_media(
     times = record_times(record)
     try:
         if record.data_type == "image":
-            return read_image(path, profile)
-        return read_video(path, profile, reader=reader, **times)
+            return read_image(path, config)
+        return read_video(path, config, reader=reader, **times)
     except VideoReadError as error:
         raise type(error)(f"{record.where}: {error}") from error
 

@@ -1,7 +1,7 @@
-"""The words around a question: the only place that knows them, for fine-tuning, sampling and evaluation alike.
+"""The words around a question, for fine-tuning, sampling and evaluation alike; nothing else in the project has any.
 
 A prompt is the media, then the question (options on lines of their own), then the instruction to reason and answer
-inside tags, then a sentence for the problem type. The wording is ours; another one is a matter of configuration.
+inside tags, then a sentence for the problem type. The wording is our own and can be replaced in the configuration.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ QUESTION_FIELDS = ("problem", "options")
 
 
 class PromptTemplate:
-    """Turns a record into the messages of a chat template and the text to be learnt.
+    """Turns a record into the messages of a chat template and the text to be learned.
 
     Args:
         system: system message, the same in fine-tuning, RL and evaluation. None sends none (the chat template may
             then put in its own); an empty string sends an empty one.
-        question: the question, with the fields `{problem}` and `{options}`; braces that mean themselves are doubled.
-        options_prefix: stands before the options where a record lists any.
-        option_separator: stands between the options.
+        question: the question, with the fields `{problem}` and `{options}`; literal braces are doubled.
+        options_prefix: written before the options where a record lists any.
+        option_separator: written between the options.
         instruction: how to reason and answer; empty for none.
         type_sentences: problem type -> closing sentence. None takes the default sentences; where a mapping is given, a
-            type that it lacks has no sentence.
-        separator: stands between question, instruction and sentence.
-        target_separator: stands between the chain of thought and the answer of a fine-tuning target.
+            type that it lacks gets no sentence.
+        separator: written between question, instruction and sentence.
+        target_separator: written between the chain of thought and the answer of a fine-tuning target.
 
     Raises:
         ValueError: `question` has another field, lacks `{problem}` or is not a format string, or a key of
@@ -87,8 +87,8 @@ class PromptTemplate:
         listed = bool(record.options) and not _contains_options(record.problem, record.options)
         if listed and "options" not in self._fields:
             raise ValueError(
-                f"{record.where}: the record lists options, which the prompt template's question "
-                f"({self.question!r}) has no place for. Put {{options}} into it."
+                f"{record.where}: the record lists options, for which the prompt template's question "
+                f"({self.question!r}) has no place. Put {{options}} into it."
             )
         options = self.options_prefix + self.option_separator.join(record.options) if listed else ""
         return self.question.format(problem=record.problem, options=options)
@@ -134,24 +134,24 @@ def _contains_options(problem: str, options: tuple[str, ...]) -> bool:
 
 
 def _checked_fields(question: str) -> frozenset[str]:
-    allowed = " and ".join(f"{{{name}}}" for name in QUESTION_FIELDS)
-    mend = f"allowed fields are {allowed}, {{problem}} is needed, and a brace that means itself is doubled."
     try:
         parsed = [(name, spec, conversion) for _, name, spec, conversion in Formatter().parse(question)]
     except ValueError as error:
-        raise ValueError(
-            f"The prompt template's question {question!r} is not a format string ({error}); {mend}"
-        ) from error
-    fields = frozenset(name for name, _, _ in parsed if name is not None)
-    unknown = sorted(fields.difference(QUESTION_FIELDS))
-    if unknown:
-        given = ", ".join(f"{{{name}}}" for name in unknown)
-        raise ValueError(f"The prompt template's question {question!r} has the unknown field {given}; {mend}")
-    if any(spec or conversion for _, spec, conversion in parsed):
-        raise ValueError(f"The prompt template's question {question!r} formats a field; {mend}")
-    if "problem" not in fields:
-        raise ValueError(f"The prompt template's question {question!r} lacks {{problem}}; {mend}")
-    return fields
+        fault = f"is not a format string ({error})"
+    else:
+        fields = frozenset(name for name, _, _ in parsed if name is not None)
+        if unknown := sorted(fields.difference(QUESTION_FIELDS)):
+            fault = "has the unknown field " + ", ".join(f"{{{name}}}" for name in unknown)
+        elif any(spec or conversion for _, spec, conversion in parsed):
+            fault = "formats a field"
+        elif "problem" not in fields:
+            fault = "lacks {problem}"
+        else:
+            return fields
+    raise ValueError(
+        f"The prompt template's question {question!r} {fault}; allowed fields are {{problem}} and {{options}}, "
+        "{problem} is needed, and a literal brace is doubled."
+    )
 
 
 def _check_types(type_sentences: Mapping[str, str]) -> None:

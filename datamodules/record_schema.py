@@ -1,4 +1,4 @@
-"""What a record of a data file must look like: one JSON object in, a `VideoRecord` or the reason against it out.
+"""What a record of a data file must look like: one JSON object in, a `VideoRecord` or the reason why it is none out.
 
 `problem_id` int or str; `problem`; `data_type` video, image or text; `problem_type`; `solution` with answer tags;
 `path` relative to the data root (video, image). Optional: `options` (list of strings), `process` with think tags,
@@ -34,7 +34,7 @@ class RecordProblem:
     problem_id: str | None
     """None where it could not be read."""
     message: str
-    """What was given, what is allowed, how to mend it."""
+    """What was given, what is allowed, how to fix it."""
 
     @property
     def where(self) -> str:
@@ -46,31 +46,32 @@ class RecordProblem:
 
 
 def parse_record(raw: bytes, *, file: Path, line: int, require_process: bool) -> VideoRecord | RecordProblem:
+    """Validate the JSON text of one record, UTF-8; the other arguments as `check_record`."""
+    try:
+        data = json.loads(raw.decode("utf-8").removeprefix(_BYTE_ORDER_MARK))
+    except ValueError as error:
+        message = f"not valid JSON in UTF-8: {error}. Write one record per line, or one JSON list of records."
+        return RecordProblem(file=file, line=line, problem_id=None, message=message)
+    return check_record(data, file=file, line=line, require_process=require_process)
+
+
+def check_record(data: Any, *, file: Path, line: int, require_process: bool) -> VideoRecord | RecordProblem:
     """Validate one element of a data file.
 
     Args:
-        raw: JSON in UTF-8.
+        data: what JSON gave for it.
         file: where it comes from, for messages.
         line: line or element number within the file.
         require_process: a missing or untagged chain of thought is a problem.
     """
     problem_id = None
     try:
-        data = _json_object(raw)
+        if not isinstance(data, dict):
+            raise ValueError(f"a record is an object {{...}}; given {type(data).__name__}: {str(data)[:60]!r}.")
         problem_id = _problem_id(data)
         return VideoRecord(problem_id=problem_id, file=file, line=line, **_validated_fields(data, require_process))
     except ValueError as error:
         return RecordProblem(file=file, line=line, problem_id=problem_id, message=str(error))
-
-
-def _json_object(raw: bytes) -> dict[str, Any]:
-    try:
-        data = json.loads(raw.decode("utf-8").removeprefix(_BYTE_ORDER_MARK))
-    except ValueError as error:
-        raise ValueError(f"not valid JSON in UTF-8: {error}. Each element or line must be one record.") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"a record is an object {{...}}; given {type(data).__name__}: {str(data)[:60]!r}.")
-    return data
 
 
 def _problem_id(data: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import mmap
+import json
 import operator
 import os
 import re
@@ -22,16 +22,17 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.record_schema import RecordProblem, parse_record
-from datamodules.types import DataType, VideoRecord
-from rewards.types import ProblemType
+from datamodules.record_schema import RecordProblem, check_record, parse_record
+from datamodules.types import VideoRecord
 
 SHOWN_PROBLEMS = 20
 """A refused file lists this many of its problems and counts the others."""
 
+Place = tuple[int, int, int]
+"""Of an element: line (JSONL) or number (JSON list), from 1; offset and size in bytes."""
+
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# Everything up to the next bracket that is not inside a string; possessive, so that a file of any size needs no stack.
-_TO_BRACKET = re.compile(rb'(?:[^"{}\[\]]++|"(?:[^"\\]++|\\.)*+")*+([{}\[\]])', re.DOTALL)
+_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def scan(path: str | Path, *, require_process: bool = False) -> Iterator[VideoRecord | RecordProblem]:
@@ -66,15 +67,16 @@ class RecordFile(Sequence[VideoRecord]):
         self.data_root = _existing_folder(data_root)
         self.require_process = require_process
         self._stamp = _stamp(self.path.stat())
-        self._counts: Counter[tuple[DataType, ProblemType]] = Counter()
-        places, problems = array("q"), _Problems()
+        places, problems, shown = array("q"), 0, ""
         for place, item in _scan_with_places(self.path, require_process):
             if isinstance(item, RecordProblem):
-                problems.add(str(item))
+                problems += 1
+                shown += f"\n  {item}" if problems <= SHOWN_PROBLEMS else ""
             else:
                 places.extend(place)
-                self._counts[item.data_type, item.problem_type] += 1
-        problems.refuse(f"{self.path} is not a valid data file")
+        if problems:
+            more = f"\n  and {problems - SHOWN_PROBLEMS:,} more" if problems > SHOWN_PROBLEMS else ""
+            raise ValueError(f"{self.path} is not a valid data file: {problems:,} problem(s).{shown}{more}")
         if not places:
             raise ValueError(f"{self.path} holds no records. It must be a JSON list or JSON lines of records.")
         self._places = np.frombuffer(places, dtype=np.int64).reshape(-1, 3)
@@ -106,15 +108,6 @@ class RecordFile(Sequence[VideoRecord]):
                 )
             stream.seek(offset)
             return stream.read(size)
-
-    def problem_ids(self) -> Iterator[str]:
-        """The ids in file order; reads the file."""
-        return (record.problem_id for record in self)
-
-    def describe(self) -> str:
-        """`path: 3 records (2 video multiple choice, 1 image OCR)`."""
-        kinds = ", ".join(f"{count:,} {data} {kind}" for (data, kind), count in self._counts.most_common())
-        return f"{self.path}: {len(self):,} records ({kinds})"
 
 
 class RecordSet(Sequence[VideoRecord]):
@@ -151,14 +144,6 @@ class RecordSet(Sequence[VideoRecord]):
         number = bisect.bisect_right(self._ends, index)
         return self.files[number][index - (self._ends[number - 1] if number else 0)]
 
-    def problem_ids(self) -> Iterator[str]:
-        """The ids in order; reads the files."""
-        return itertools.chain.from_iterable(file.problem_ids() for file in self.files)
-
-    def describe(self) -> str:
-        """One line per file."""
-        return "\n".join(file.describe() for file in self.files)
-
 
 def open_records(paths: Sequence[str | Path], data_root: str | Path, *, require_process: bool = False) -> RecordSet:
     """Open data files as one set; arguments and errors as `RecordFile` and `RecordSet`."""
@@ -188,91 +173,59 @@ def media_path(record: VideoRecord, data_root: str | Path) -> Path:
     return path
 
 
-class _Problems:
-    """Counts problems and keeps the first few."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.shown: list[str] = []
-
-    def add(self, problem: str) -> None:
-        self.count += 1
-        if len(self.shown) < SHOWN_PROBLEMS:
-            self.shown.append(problem)
-
-    def refuse(self, title: str) -> None:
-        if self.count:
-            more = f"\n  and {self.count - len(self.shown):,} more" if self.count > len(self.shown) else ""
-            raise ValueError(f"{title}: {self.count:,} problem(s).\n  " + "\n  ".join(self.shown) + more)
-
-
-def _scan_with_places(
-    path: Path, require_process: bool
-) -> Iterator[tuple[tuple[int, int, int], VideoRecord | RecordProblem]]:
-    """Yield ((line, offset, size), record or problem); a repeated problem id is a problem."""
-    first_lines: dict[str, int] = {}
-    for line, offset, raw in _elements(path):
-        item = (
-            raw
-            if isinstance(raw, RecordProblem)
-            else parse_record(raw, file=path, line=line, require_process=require_process)
-        )
-        if isinstance(item, VideoRecord) and first_lines.setdefault(item.problem_id, line) != line:
-            first = first_lines[item.problem_id]
-            message = f"problem_id stands at {first} already. Ids are unique in a file: remove or renumber one."
-            item = RecordProblem(file=path, line=line, problem_id=item.problem_id, message=message)
-        yield (line, offset, 0 if isinstance(raw, RecordProblem) else len(raw)), item
-
-
-def _elements(path: Path) -> Iterator[tuple[int, int, bytes | RecordProblem]]:
-    """Yield (line, offset, bytes of one record or a problem of the file's structure)."""
+def _scan_with_places(path: Path, require_process: bool) -> Iterator[tuple[Place, VideoRecord | RecordProblem]]:
+    """Yield the place and the content of every element; a repeated problem id is a problem."""
     with path.open("rb") as stream:
-        head = stream.read(4096)
-        content = head.removeprefix(_BYTE_ORDER_MARK).lstrip()
-        if content.startswith(b"["):
-            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
-                yield from _list_elements(path, text, len(head) - len(content) + 1)
-            return
-        stream.seek(0)
+        start = stream.read(4096).removeprefix(_BYTE_ORDER_MARK).lstrip()
+    elements = _list_elements if start.startswith(b"[") else _line_elements
+    first_lines: dict[str, int] = {}
+    for place, item in elements(path, require_process):
+        line = place[0]
+        if isinstance(item, VideoRecord) and first_lines.setdefault(item.problem_id, line) != line:
+            message = (
+                f"problem_id stands at {first_lines[item.problem_id]} already. Ids are unique in a file: remove or "
+                "renumber one."
+            )
+            item = RecordProblem(file=path, line=line, problem_id=item.problem_id, message=message)
+        yield place, item
+
+
+def _line_elements(path: Path, require_process: bool) -> Iterator[tuple[Place, VideoRecord | RecordProblem]]:
+    with path.open("rb") as stream:
         offset = 0
         for number, line in enumerate(stream, start=1):
             if line.strip():
-                yield number, offset, line
+                item = parse_record(line, file=path, line=number, require_process=require_process)
+                yield (number, offset, len(line)), item
             offset += len(line)
 
 
-def _list_elements(path: Path, text: mmap.mmap, start: int) -> Iterator[tuple[int, int, bytes | RecordProblem]]:
-    """Find a JSON list's elements by counting brackets, so that one broken element does not hide the others."""
-    number, depth, begin, end, position = 0, 0, start, start, start
+def _list_elements(path: Path, require_process: bool) -> Iterator[tuple[Place, VideoRecord | RecordProblem]]:
+    """Decode a JSON list one element at a time, to learn where each of them stands; a syntax error ends it."""
+    decoder, number, offset, previous = json.JSONDecoder(), 1, 0, 0
+    try:
+        text = path.read_bytes().decode("utf-8")
+        start = _after_space(text, text.index("[") + 1)
+        while not text.startswith("]", start):
+            if number > 1:
+                if not text.startswith(",", start):
+                    raise json.JSONDecodeError("Expecting ',' delimiter", text, start)
+                start = _after_space(text, start + 1)
+            data, end = decoder.raw_decode(text, start)
+            offset += len(text[previous:start].encode())
+            size = len(text[start:end].encode())
+            item = check_record(data, file=path, line=number, require_process=require_process)
+            yield (number, offset, size), item
+            number, offset, previous, start = number + 1, offset + size, end, _after_space(text, end)
+        if _after_space(text, start + 1) < len(text):
+            raise json.JSONDecodeError("Extra data", text, start + 1)
+    except ValueError as error:
+        message = f"not valid JSON in UTF-8: {error}. Correct it; the rest of the file was not read."
+        yield (number, offset, 0), RecordProblem(file=path, line=number, problem_id=None, message=message)
 
-    def structure(message: str) -> tuple[int, int, RecordProblem]:
-        return number + 1, end, RecordProblem(file=path, line=number + 1, problem_id=None, message=message)
 
-    while match := _TO_BRACKET.match(text, position):
-        position = match.end()
-        opening = match[1] in b"{["
-        if depth == 0:
-            begin = match.start(1)
-            between, expected = text[end:begin].strip(), b"," if opening and number else b""
-            if between != expected:
-                given = between[:60].decode("utf-8", "backslashreplace")
-                yield structure(
-                    f"{given!r} stands between two records of the list, where {expected.decode()!r} belongs."
-                )
-        if opening:
-            depth += 1
-            continue
-        depth -= 1
-        if depth < 0:
-            if text[position:].strip():
-                yield structure("text follows the end of the list. A file is one JSON list, or one record per line.")
-            return
-        if depth == 0:
-            number, end = number + 1, position
-            yield number, begin, text[begin:end]
-    yield structure(
-        "the list never ends: the file is cut off, or a quotation mark or bracket is missing here or later."
-    )
+def _after_space(text: str, position: int) -> int:
+    return _SPACE.match(text, position).end()
 
 
 def _existing_file(path: str | Path) -> Path:

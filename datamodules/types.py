@@ -1,4 +1,4 @@
-"""The stations of one sample: record -> (clip) -> encoded prompt -> batch; the clip is in `datamodules.video.types`.
+"""What a sample is on its way: record -> (clip) -> encoded prompt -> batch; the clip is in `datamodules.video.types`.
 
 Shapes: B prompts, P prompt tokens, L tokens of a row, F frames, N vision patches, n media items,
 T temporal patches, D = 3 * temporal_patch_size * patch_size**2 values per patch.
@@ -6,10 +6,10 @@ T temporal patches, D = 3 * temporal_patch_size * patch_size**2 values per patch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -48,8 +48,28 @@ class VideoRecord:
         return f"{self.file}:{self.line} (problem_id {self.problem_id})"
 
 
+class Movable:
+    """A dataclass of tensors; `to` and `pin_memory` are what Lightning and the data loader call."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Copy with its own tensors, and those of its vision input, on `device`; records stay where they are."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        return self._mapped(lambda tensor: tensor.pin_memory())
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> Self:
+        values = vars(self).copy()
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                values[name] = function(value)
+            elif isinstance(value, Movable):
+                values[name] = value._mapped(function)
+        return type(self)(**values)
+
+
 @dataclass(kw_only=True)
-class VisionInput:
+class VisionInput(Movable):
     """The vision tower's input for a whole batch: images and videos concatenated in order of appearance."""
 
     patches: Tensor
@@ -60,12 +80,6 @@ class VisionInput:
     """bool [n]."""
     seconds_per_patch: Tensor
     """float32 [n]: seconds of video that one temporal patch covers; 0 for an image."""
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> VisionInput:
-        return _moved(self, device, non_blocking)
-
-    def pin_memory(self) -> VisionInput:
-        return _pinned(self)
 
 
 @dataclass(kw_only=True)
@@ -82,7 +96,7 @@ class EncodedPrompt:
 
 
 @dataclass(kw_only=True)
-class PromptBatch:
+class PromptBatch(Movable):
     """B prompts, left-padded to the longest."""
 
     prompts: list[EncodedPrompt]
@@ -129,15 +143,9 @@ class PromptBatch:
             vision_features=features,
         )
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> PromptBatch:
-        return _moved(self, device, non_blocking)
-
-    def pin_memory(self) -> PromptBatch:
-        return _pinned(self)
-
 
 @dataclass(kw_only=True)
-class SFTBatch:
+class SFTBatch(Movable):
     """B prompts with their targets, right-padded: causal attention alone then hides the padding."""
 
     records: list[VideoRecord]
@@ -155,35 +163,8 @@ class SFTBatch:
     def __len__(self) -> int:
         return len(self.records)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> SFTBatch:
-        return _moved(self, device, non_blocking)
-
-    def pin_memory(self) -> SFTBatch:
-        return _pinned(self)
-
 
 def _chosen(tensor: Tensor, sizes: Sequence[int], rows: Sequence[int]) -> Tensor:
     """The parts of a tensor that is cut into `sizes`, at `rows`, in that order."""
     parts = tensor.split(sizes)
     return torch.cat([parts[row] for row in rows])
-
-
-def _moved(batch: Any, device: torch.device | str, non_blocking: bool) -> Any:
-    """Copy of the dataclass with its own tensors (and its vision input) on `device`; records stay where they are."""
-    return _mapped(batch, lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-
-def _pinned(batch: Any) -> Any:
-    return _mapped(batch, lambda tensor: tensor.pin_memory())
-
-
-def _mapped(batch: Any, function: Any) -> Any:
-    values = {}
-    for item in fields(batch):
-        value = getattr(batch, item.name)
-        if isinstance(value, Tensor):
-            value = function(value)
-        elif isinstance(value, VisionInput):
-            value = _mapped(value, function)
-        values[item.name] = value
-    return type(batch)(**values)

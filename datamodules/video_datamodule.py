@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning as L
@@ -9,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.collate import PromptCollator, SFTCollator, SFTSample
-from datamodules.encoding import PatchGeometry, PromptEncoder, media_token_id
+from datamodules.encoding import PromptEncoder, media_token_id
 from datamodules.media import read_media
 from datamodules.prompts import PromptTemplate
 from datamodules.records import RecordSet, open_records
@@ -21,38 +22,24 @@ from datamodules.video.video_reader import ReaderName
 TrainFormat = Literal["sft", "prompts"]
 
 
+@dataclass(kw_only=True, eq=False)
 class EncodedRecords(Dataset):
-    """Records as prompts, or as prompts with targets.
+    """Records as prompts, or as prompts with targets."""
 
-    Args:
-        records: validated records.
-        encoder: from text and frames to ids and patches.
-        profile: frames and pixels.
-        reader: video back end.
-        with_targets: give `SFTSample`s.
-    """
-
-    def __init__(
-        self,
-        records: RecordSet,
-        encoder: PromptEncoder,
-        profile: FrameConfig,
-        reader: ReaderName,
-        *,
-        with_targets: bool = False,
-    ) -> None:
-        self.records = records
-        self.encoder = encoder
-        self.profile = profile
-        self.reader = reader
-        self.with_targets = with_targets
+    records: RecordSet
+    encoder: PromptEncoder
+    config: FrameConfig
+    """Frames and pixels."""
+    reader: ReaderName
+    with_targets: bool
+    """Give `SFTSample`s."""
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> EncodedPrompt | SFTSample:
         record = self.records[index]
-        clip = read_media(record, self.records.data_root, self.profile, reader=self.reader)
+        clip = read_media(record, self.records.data_root, self.config, reader=self.reader)
         prompt = self.encoder.encode_prompt(record, clip)
         if not self.with_targets:
             return prompt
@@ -75,7 +62,7 @@ class VideoDataModule(L.LightningDataModule):
         eval_frames: frames and pixels in validate, test and predict.
         reader: video back end: pyav, decord or torchcodec.
         seconds_per_patch: seconds of video per temporal patch for the rotary positions; null takes the real value.
-        max_prompt_tokens: a longer prompt is an error, never cut.
+        max_prompt_tokens: a longer prompt is an error; prompts are never cut.
         batch_size: records per rank and step in fit.
         eval_batch_size: records per rank and step elsewhere.
         num_workers: loader processes per rank.
@@ -143,8 +130,8 @@ class VideoDataModule(L.LightningDataModule):
                 raise self._no_checkpoint("tokenizer", error) from error
             media_token_id(self.tokenizer, "<|video_pad|>")  # a folder without tokenizer files gives an empty one
 
-    def check_patch_sizes(self, profile: FrameConfig) -> None:
-        """Compare a profile's patch sizes with those of the checkpoint's vision tower.
+    def check_patch_sizes(self, config: FrameConfig) -> None:
+        """Compare patch sizes with those of the checkpoint's vision tower.
 
         Raises:
             ValueError: they differ, or the checkpoint has no vision tower.
@@ -161,9 +148,9 @@ class VideoDataModule(L.LightningDataModule):
             "temporal_patch_size": vision.temporal_patch_size,
         }
         for name, size in wanted.items():
-            if getattr(profile, name) != size:
+            if getattr(config, name) != size:
                 raise ValueError(
-                    f"A sampling profile has {name} {getattr(profile, name)}, but the vision tower of "
+                    f"train_frames or eval_frames has {name} {getattr(config, name)}, but the vision tower of "
                     f"{self.model_name_or_path} has {size}; set {name}: {size} in data.init_args.train_frames and "
                     "data.init_args.eval_frames."
                 )
@@ -206,22 +193,14 @@ class VideoDataModule(L.LightningDataModule):
             self._open(stage, required=True)
 
     def train_dataloader(self) -> DataLoader:
-        with_targets = self.train_format == "sft"
-        dataset = self._dataset("fit", self.train_frames, with_targets=with_targets)
-        collator = SFTCollator if with_targets else PromptCollator
-        sampler = ResumableSampler(
-            len(dataset),
-            batch_size=self.batch_size,
-            seed=self.seed,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-            shuffle=self.shuffle,
-        )
+        sft = self.train_format == "sft"
+        dataset = self._dataset("fit", self.train_frames, with_targets=sft)
+        sampler = self._sampler(dataset, self.batch_size, shuffle=self.shuffle, drop_last=True)
         if self._resume_from is not None:
             sampler.load_state_dict(self._resume_from)
             self._resume_from = None
         self._train_sampler = sampler
-        return self._loader(dataset, sampler, collator(pad_token_id=self.tokenizer.pad_token_id), self.batch_size)
+        return self._loader(dataset, sampler, SFTCollator if sft else PromptCollator)
 
     def val_dataloader(self) -> DataLoader | list:
         return self._eval_loader("validate") if "validate" in self.records else []
@@ -257,40 +236,46 @@ class VideoDataModule(L.LightningDataModule):
         require_process = self.needs_process(stage)
         self.records[stage] = open_records(self.stage_files(stage), self.data_root, require_process=require_process)
 
-    def _dataset(self, stage: str, profile: FrameConfig, *, with_targets: bool = False) -> EncodedRecords:
+    def _dataset(self, stage: str, config: FrameConfig, *, with_targets: bool = False) -> EncodedRecords:
         encoder = PromptEncoder(
             self.tokenizer,
             self.prompt,
-            geometry=PatchGeometry(
-                patch_size=profile.patch_size,
-                merge_size=profile.merge_size,
-                temporal_patch_size=profile.temporal_patch_size,
-            ),
+            geometry=config,
             seconds_per_patch=self.seconds_per_patch,
             max_prompt_tokens=self.max_prompt_tokens,
         )
-        return EncodedRecords(self.records[stage], encoder, profile, self.reader, with_targets=with_targets)
+        return EncodedRecords(
+            records=self.records[stage],
+            encoder=encoder,
+            config=config,
+            reader=self.reader,
+            with_targets=with_targets,
+        )
 
     def _eval_loader(self, stage: str) -> DataLoader:
         dataset = self._dataset(stage, self.eval_frames)
-        sampler = ResumableSampler(
+        sampler = self._sampler(dataset, self.eval_batch_size, shuffle=False, drop_last=False)
+        return self._loader(dataset, sampler, PromptCollator)
+
+    def _sampler(self, dataset: Dataset, batch_size: int, *, shuffle: bool, drop_last: bool) -> ResumableSampler:
+        return ResumableSampler(
             len(dataset),
-            batch_size=self.eval_batch_size,
+            batch_size=batch_size,
             seed=self.seed,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
-            shuffle=False,
-            drop_last=False,
+            shuffle=shuffle,
+            drop_last=drop_last,
         )
-        collator = PromptCollator(pad_token_id=self.tokenizer.pad_token_id)
-        return self._loader(dataset, sampler, collator, self.eval_batch_size)
 
-    def _loader(self, dataset: Dataset, sampler: ResumableSampler, collator: Any, batch_size: int) -> DataLoader:
+    def _loader(
+        self, dataset: Dataset, sampler: ResumableSampler, collator: type[PromptCollator | SFTCollator]
+    ) -> DataLoader:
         return DataLoader(
             dataset,
-            batch_size=batch_size,
+            batch_size=sampler.batch_size,
             sampler=sampler,
-            collate_fn=collator,
+            collate_fn=collator(pad_token_id=self.tokenizer.pad_token_id),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )

@@ -272,11 +272,11 @@ def test_no_command_and_an_unknown_one_are_answered_with_the_overview(capsys, ar
     [
         (["fit", "--help"], ["--trainer.max_steps", "--ckpt_path"]),
         (["demo", "--help"], ["--output", "--seed"]),
-        (["check", "--help"], ["data", "rewards", "Look at every record"]),
-        (["check", "data", "--help"], ["-c YAML, --config YAML", "--limit", "decode and count only the first"]),
+        (["check", "--help"], ["data", "rewards", "Check every record"]),
+        (["check", "data", "--help"], ["-c YAML, --config YAML", "--limit", "check the media of this many"]),
         (
             ["check", "rewards", "--help"],
-            ["-c YAML, --config YAML", "--completions", "the same rows with their scores"],
+            ["-c YAML, --config YAML", "--completions", "the rows of --completions"],
         ),
         (["check", "model", "--help"], ["-c YAML, --config YAML", "--gpu_gib", "memory of the GPU in GiB"]),
         (["export", "--help"], ["-c YAML, --config YAML", "--ckpt_path", "an earlier export in it is replaced"]),

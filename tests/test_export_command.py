@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 import cli
-from lightning_modules.policy.export import publish
 from lightning_modules.policy.loading import load_policy
 from tests.lightning_modules.test_two_ranks import launch
 from tests.test_configs import CONFIGS, CPU, at_hand, options  # noqa: F401 - a fixture
@@ -126,16 +125,3 @@ def test_mistakes_are_named(tmp_path, capsys):
     assert "no config.yaml" in refused("lone.ckpt", "out")
     assert "not a model folder" in refused("lone.ckpt", ".", "-c", str(FULL_RUN))
     assert not (tmp_path / "out").exists()
-
-
-def test_an_interrupted_export_leaves_the_former_one(tmp_path):
-    publish(tmp_path / "out", lambda folder: (folder / "config.json").write_text("former"))
-
-    def interrupted(folder):
-        (folder / "config.json").write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        publish(tmp_path / "out", interrupted)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (tmp_path / "out" / "config.json").read_text() == "former"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.atomic_file import write_atomically
+from datamodules.text_table import text_table
+from datamodules.whole_files import write_whole
 from rewards.accuracy import accuracy_reward
 from rewards.format import format_reward
 from rewards.suite import TOTAL
@@ -37,12 +38,10 @@ class CompletionsSummary:
     def render(self) -> str:
         """Plain text: rows and means by problem type."""
         names = list(dict.fromkeys(name for scores in self.means.values() for name in scores))
-        width = max(map(len, ["problem type", *(kind.value for kind in self.counts)]))
-        lines = [f"{self.count:,} completions", f"  {'problem type':<{width}}  {'rows':>8}" + _columns(names)]
+        rows = [("problem type", "rows", *names)]
         for kind, count in self.counts.items():
-            scores = _columns([f"{self.means[kind][name]:.3f}" for name in names])
-            lines.append(f"  {kind.value:<{width}}  {count:>8,}{scores}")
-        return "\n".join(lines)
+            rows.append((kind.value, f"{count:,}", *(f"{self.means[kind][name]:.3f}" for name in names)))
+        return "\n".join([f"{self.count:,} completions", *text_table(rows)])
 
 
 def score_completions_file(input: Path, output: Path) -> CompletionsSummary:
@@ -62,18 +61,13 @@ def score_completions_file(input: Path, output: Path) -> CompletionsSummary:
     rows = _scored_rows(input)
     if not rows:
         raise ValueError(f"{input} has no rows; write one JSON object per line with {', '.join(REQUIRED_KEYS)}.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, "".join(json.dumps(row) + "\n" for row in rows))
+    write_whole(output, "".join(json.dumps(row) + "\n" for row in rows))
     counts = Counter(ProblemType(row["problem_type"]) for row in rows)
     sums: dict[ProblemType, Counter[str]] = {kind: Counter() for kind in counts}
     for row in rows:
         sums[ProblemType(row["problem_type"])].update(row[SCORES_KEY])
     means = {kind: {name: total / counts[kind] for name, total in sums[kind].items()} for kind in counts}
     return CompletionsSummary(counts=counts, means=means)
-
-
-def _columns(cells: Sequence[str]) -> str:
-    return "".join(f"{cell:>10}" for cell in cells)
 
 
 def _scored_rows(path: Path) -> list[dict[str, Any]]:

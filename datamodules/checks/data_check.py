@@ -1,6 +1,6 @@
-"""What `check data` and `check rewards` find: faults of the data that training would meet hours later.
+"""What `check data` and `check rewards` find: faults in the data that training would meet only hours later.
 
-No model is loaded. A fault never stops the check: it is listed with its record, and the next record is looked at.
+No model is loaded. A fault does not stop the check: it is listed with its record, and the check goes on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from datamodules.record_schema import RecordProblem
 from datamodules.records import media_path
 from datamodules.types import VideoRecord
 from datamodules.video.frame_sampling import FrameConfig, plan_frames
-from datamodules.video.video_reader import ReaderName, TimeRangeError, probe_video, read_image, read_video
+from datamodules.video.types import TimeRangeError
+from datamodules.video.video_reader import ReaderName, probe_video, read_image, read_video
 from rewards.accuracy import AccuracyReward
 from rewards.answer_format import parse_response, wrap_think
 from rewards.base import RewardError
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 def check_data(
     records: Iterable[VideoRecord | RecordProblem],
     data_root: str | Path,
-    profile: FrameConfig,
+    config: FrameConfig,
     *,
     count_tokens: Callable[[VideoRecord], int] | None = None,
     max_prompt_tokens: int | None = None,
@@ -47,25 +48,25 @@ def check_data(
     num_threads: int = 1,
     progress: bool = True,
 ) -> DataReport:
-    """Look at every record and at its media as training would.
+    """Check every record and read its media as training would.
 
     Args:
         records: from `records.scan`, so that broken lines are listed too, or a `RecordSet`.
         data_root: folder that the records' `path` is relative to.
-        profile: frames and pixels of the run to come.
-        count_tokens: text tokens of a record's prompt, such as `text_token_counter` gives; None counts vision only.
+        config: frames and pixels of the planned run.
+        count_tokens: text tokens of a record's prompt, as `text_token_counter` counts them; None counts vision only.
         max_prompt_tokens: longer prompts are problems; None for no limit.
-        limit: media and tokens of the first so many valid records; the records after them are only validated.
+        limit: check media and tokens of this many valid records at most; the others are only validated.
         decode: read the sampled frames; else only a video's headers and first frame (images are always read).
         reader: video back end.
-        find_fault: given a record with sound media and the seconds of its video that are read (None for other media),
-            says what else is wrong with it.
-        num_threads: records looked at at the same time; decoding frees the interpreter.
+        find_fault: takes a record with sound media and the seconds of its video that are read (None for other media);
+            returns what else is wrong with it.
+        num_threads: records checked at the same time; decoding releases the interpreter lock.
         progress: show a progress bar.
     """
     examine = _MediaCheck(
         data_root=data_root,
-        profile=profile,
+        config=config,
         count_tokens=count_tokens,
         max_prompt_tokens=max_prompt_tokens,
         decode=decode,
@@ -94,7 +95,7 @@ def check_data(
 def check_rewards(
     records: Iterable[VideoRecord | RecordProblem], suite: RewardSuite, *, progress: bool = True
 ) -> RewardReport:
-    """Score the records' own answers: what a run could reach at best, and where it could reach nothing.
+    """Score the records' own answers: the best that a run could reach, and the records on which it could reach nothing.
 
     The completion is the record's chain of thought (an empty one if it has none) and its solution. Rewards get no
     frames, and words in the place of tokens.
@@ -112,31 +113,27 @@ def check_rewards(
         raise ValueError(
             f"The rewards ({', '.join(suite.rewards)}) have no AccuracyReward, so there is nothing to check."
         )
-    counts: Counter[ProblemType] = Counter()
-    sums: dict[ProblemType, Counter[str]] = {}
-    below_one: list[Finding] = []
-    problems: list[Finding] = []
+    report = RewardReport()
     for record in _announced(records, "checking rewards", progress):
         if isinstance(record, RecordProblem):
-            problems.append(_invalid(record))
+            report.problems.append(_invalid(record))
             continue
         try:
             components = suite.score([_gold_input(record)]).components
         except (RewardError, ValueError) as error:
-            problems.append(_finding("cannot be scored", record, error))
+            report.problems.append(_finding("cannot be scored", record, error))
             continue
         scores = {name: component.item() for name, component in components.items()}
-        counts[record.problem_type] += 1
-        sums.setdefault(record.problem_type, Counter()).update(scores)
+        report.counts[record.problem_type] += 1
+        report.sums.setdefault(record.problem_type, Counter()).update(scores)
         if scores[accuracy] <= 0:
             message = f"the gold answer itself gets accuracy 0: {record.solution!r}"
-            problems.append(Finding(kind="gold answer scores 0", where=record.where, message=message))
+            report.problems.append(Finding(kind="gold answer scores 0", where=record.where, message=message))
         elif scores[accuracy] < 1:
             message = f"accuracy {scores[accuracy]:.3f}: {record.solution!r}"
-            below_one.append(Finding(kind=record.problem_type, where=record.where, message=message))
-        problems.extend(_foreign_letter(record))
-    means = {kind: {name: total / counts[kind] for name, total in sums[kind].items()} for kind in sums}
-    return RewardReport(means=means, counts=counts, below_one=below_one, problems=problems)
+            report.below_one.append(Finding(kind=record.problem_type, where=record.where, message=message))
+        report.problems.extend(_foreign_letter(record))
+    return report
 
 
 def text_token_counter(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> Callable[[VideoRecord], int]:
@@ -155,7 +152,7 @@ class _MediaCheck:
     """Looks at one record; arguments as `check_data`."""
 
     data_root: str | Path
-    profile: FrameConfig
+    config: FrameConfig
     count_tokens: Callable[[VideoRecord], int] | None
     max_prompt_tokens: int | None
     decode: bool
@@ -185,8 +182,8 @@ class _MediaCheck:
         if self.max_prompt_tokens is not None and size.total > self.max_prompt_tokens:
             message = (
                 f"{size.total:,} tokens ({vision:,} of vision), more than max_prompt_tokens "
-                f"{self.max_prompt_tokens:,}. "
-                "Lower the frames or pixels of the profile, raise the limit or leave the record out."
+                f"{self.max_prompt_tokens:,}. Lower the number of frames or pixels, raise the limit or leave the "
+                "record out."
             )
             return Finding(kind="prompt too long", where=record.where, message=message)
         return size
@@ -195,14 +192,14 @@ class _MediaCheck:
         """Vision tokens, and the seconds of video that are read."""
         if is_video and not self.decode:
             video = probe_video(path, **times)
-            plan = plan_frames(video.total_frames, video.fps, video.height, video.width, self.profile)
+            plan = plan_frames(video.total_frames, video.fps, video.height, video.width, self.config)
             frames, height, width, fps = len(plan.indices), plan.height, plan.width, plan.sample_fps
         else:
             read = partial(read_video, reader=self.reader, **times) if is_video else read_image
-            clip = read(path, self.profile)
+            clip = read(path, self.config)
             (frames, _, height, width), fps = clip.frames.shape, clip.sample_fps
-        grid = self.profile.grid
-        tokens = -(-frames // self.profile.temporal_patch_size) * (height // grid) * (width // grid)
+        grid = self.config.grid
+        tokens = -(-frames // self.config.temporal_patch_size) * (height // grid) * (width // grid)
         return tokens, frames / fps if is_video else None
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from datamodules.text_table import text_table
 from rewards.types import ProblemType
 
 SHOWN_PER_KIND = 20
@@ -44,13 +45,11 @@ class PromptSize:
 
 
 @dataclass(kw_only=True)
-class DataReport:
-    """What `check_data` found."""
+class Report:
+    """What a check found."""
 
-    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """(data type, problem type) -> valid records."""
-    sizes: list[PromptSize] = field(default_factory=list)
-    """Of the records whose media were looked at and are sound."""
+    counts: Counter = field(default_factory=Counter)
+    """Kind of record -> how many valid ones were checked."""
     problems: list[Finding] = field(default_factory=list)
 
     @property
@@ -58,14 +57,22 @@ class DataReport:
         """No problem, and at least one valid record."""
         return not self.problems and self.counts.total() > 0
 
+
+@dataclass(kw_only=True)
+class DataReport(Report):
+    """What `check_data` found; its `counts` are by (data type, problem type)."""
+
+    sizes: list[PromptSize] = field(default_factory=list)
+    """Of the records whose media were read and are sound."""
+
     def render(self) -> str:
         """Plain text: counts, token quantiles, largest prompts, problems."""
         lines = [f"{self.counts.total():,} valid records, media of {len(self.sizes):,} checked and sound"]
-        lines += _table([(*kind, f"{count:,}") for kind, count in sorted(self.counts.items())])
+        lines += text_table([(*kind, f"{count:,}") for kind, count in sorted(self.counts.items())])
         if self.sizes:
-            lines += ["", "tokens per prompt", *_table(self._quantiles()), "", "largest prompts"]
+            lines += ["", "tokens per prompt", *text_table(self._quantiles()), "", "largest prompts"]
             largest = heapq.nlargest(SHOWN_LARGEST, self.sizes, key=lambda size: size.total)
-            lines += _table([(f"{size.total:,}", size.where) for size in largest])
+            lines += text_table([(f"{size.total:,}", size.where) for size in largest])
         return "\n".join([*lines, "", *_rendered_findings("problems", self.problems)])
 
     def _quantiles(self) -> list[tuple[str, ...]]:
@@ -78,22 +85,23 @@ class DataReport:
 
 
 @dataclass(kw_only=True)
-class RewardReport:
-    """What `check_rewards` found about the records' own answers."""
+class RewardReport(Report):
+    """What `check_rewards` found; its `counts` are by problem type.
 
-    means: Mapping[ProblemType, Mapping[str, float]]
-    """Problem type -> reward name -> mean raw score of the gold answers."""
-    counts: Counter[ProblemType]
-    """Scored records."""
-    below_one: list[Finding]
+    Problems are gold answers with accuracy 0, that cannot be scored, or that are none of the options.
+    """
+
+    sums: dict[ProblemType, Counter[str]] = field(default_factory=dict)
+    """Problem type -> reward name -> sum of the gold answers' raw scores."""
+    below_one: list[Finding] = field(default_factory=list)
     """Gold answers with an accuracy above 0 and below 1. ROUGE gives an exact one-word answer 2/3."""
-    problems: list[Finding]
-    """Gold answers with accuracy 0, that cannot be scored, or that are none of the options."""
 
     @property
-    def ok(self) -> bool:
-        """No problem, and at least one record scored."""
-        return not self.problems and self.counts.total() > 0
+    def means(self) -> dict[ProblemType, dict[str, float]]:
+        """Problem type -> reward name -> mean raw score of the gold answers."""
+        return {
+            kind: {name: total / self.counts[kind] for name, total in sums.items()} for kind, sums in self.sums.items()
+        }
 
     def render(self) -> str:
         """Plain text: mean scores by problem type, then the answers below 1 and the problems."""
@@ -104,7 +112,7 @@ class RewardReport:
         return "\n".join(
             [
                 f"scores of {self.counts.total():,} gold answers",
-                *_table(rows),
+                *text_table(rows),
                 "",
                 *_rendered_findings("gold answers with an accuracy below 1", self.below_one),
                 "",
@@ -124,13 +132,3 @@ def _rendered_findings(title: str, findings: Sequence[Finding]) -> list[str]:
         if count > len(shown):
             lines.append(f"    and {count - len(shown):,} more")
     return lines
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Indented columns; numbers to the right, all else to the left."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-
-    def aligned(cell: str, width: int) -> str:
-        return cell.rjust(width) if cell[:1].isdigit() else cell.ljust(width)
-
-    return ["  " + "  ".join(map(aligned, row, widths)).rstrip() for row in rows]

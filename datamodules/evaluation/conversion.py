@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from datamodules.atomic_file import write_atomically
 from datamodules.evaluation.benchmarks.benchmark import Benchmark, Record
+from datamodules.whole_files import write_whole
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 
@@ -36,8 +36,7 @@ def convert_files(benchmark: Benchmark, files: Sequence[str], output: Path, **op
             if problem_id in records:
                 raise ValueError(f"{given}: question {problem_id!r} was there before. Give each file once.")
             records[problem_id] = record
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, json.dumps(list(records.values()), indent=1, ensure_ascii=False) + "\n")
+    write_whole(output, json.dumps(list(records.values()), indent=1, ensure_ascii=False) + "\n")
     return len(records)
 
 

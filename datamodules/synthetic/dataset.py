@@ -1,9 +1,9 @@
 """Generated video questions with known answers: the data of the demo and of the tests.
 
-A scene is a plain background on which colored shapes flash. It is drawn and encoded as a real H.264 file, so
-that every later stage (decoding, encoding, sampling, rewards) works on what it meets in earnest. The chain of
-thought of the fine-tuning split comes from a teacher with two systematic faults, both of which an answer-only
-reward can mend: it mistakes the last color for the first, and it overlooks a flash at the very end.
+A scene is a plain background on which colored shapes flash. It is drawn and encoded as a real H.264 file, so that
+every later stage (decoding, encoding, sampling, rewards) does what it does in a full-size run. The chain of thought of
+the fine-tuning split comes from a teacher with two systematic errors, both of which a reward for the answer alone can
+correct: it gives the first color where the last one is asked for, and it overlooks a flash at the very end.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ Task = Literal["order", "count"]
 ORDER_COLORS = ("red", "green", "blue", "yellow")
 ORDER_OPTIONS = ("A. red", "B. green", "C. blue", "D. yellow")
 NUM_CHOICES = 4
-"""Answers that either task can have; a uniform guess is right once in this many times."""
+"""Possible answers of either task; a uniform guess is right once in this many times."""
 SLOTS = 4
-"""A counted shape flashes in some of this many equal parts of the clip, at most once in each."""
+"""Equal parts of a clip; a counted shape flashes in some of them, at most once in each."""
 
 _STREAMS = {"sft": 0, "rl": 1, "eval": 2, "corpus": 3}  # one random stream each, so splits share no scene
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A scene, what is asked about it and what the teacher says (its answer is wrong where the teacher errs)."""
+    """A scene, a question about it and what the teacher answers (wrongly where it errs)."""
 
     task: Task
     problem: str
@@ -65,7 +65,7 @@ def questions(rng: np.random.Generator, count: int, *, teacher_error: float = 0.
     Args:
         rng: source of all randomness.
         count: number of questions.
-        teacher_error: probability of an error where the teacher is prone to one.
+        teacher_error: probability that the teacher errs on a question that is prone to its errors.
     """
     for index in range(count):
         yield (_order_question if index % 2 == 0 else _count_question)(rng, teacher_error)
@@ -92,7 +92,7 @@ def write_dataset(
         sft_clips: records for supervised fine-tuning, with the imperfect teacher's chain of thought.
         rl_clips: records for GRPO, right answers only.
         eval_clips: held-out records, right answers only.
-        teacher_error: probability, 0 to 1, that the teacher errs on a question on which it is prone to.
+        teacher_error: probability, 0 to 1, that the teacher errs on a question that is prone to its errors.
         progress: show a progress bar.
 
     Raises:
@@ -126,7 +126,7 @@ def write_dataset(
 
 
 def corpus(seed: int = 0) -> Iterator[str]:
-    """Prompts and targets of all kinds of record, cut into pieces, to train the tiny model's tokenizer on.
+    """Texts of all kinds of record, prompts and targets in pieces, to train the tiny model's tokenizer on.
 
     Answers stand apart from their tags: Qwen's splitting rule joins a letter to the ">" before it, and a token
     ">A" would hide from the model that the answer is the letter of an option. All six kinds of record share the

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-MANIFEST = "manifest.json"
-_GENERATOR = 2  # part of every manifest: raise it when the same arguments come to give other files
+from datamodules.whole_files import whole_folder
+
+STAMP = "generated.json"
+"""In every generated folder: the arguments that it was made with, and the names of its entries."""
+_GENERATOR = 3  # part of every stamp: raise it when the same arguments come to give other files
 
 
 def publish_folder(output: Path, *, arguments: Mapping[str, Any], build: Callable[[Path], None]) -> None:
     """Make `output` a generated folder, complete or not at all.
 
-    The content is built in a temporary sibling that is then renamed. A manifest inside records the arguments
-    and the top-level entries: the same arguments make the call do nothing, others make it replace the folder.
+    A folder made with the same arguments is kept, one made with others is replaced.
 
     Args:
         output: folder to create.
@@ -30,27 +31,20 @@ def publish_folder(output: Path, *, arguments: Mapping[str, Any], build: Callabl
     arguments = json.loads(json.dumps({"generator": _GENERATOR, **arguments}))  # tuples become lists, as in the file
     if output.exists() and _generated_with(output) == arguments:
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as staging:
-        fresh = Path(staging) / "fresh"
-        fresh.mkdir()
-        build(fresh)
-        entries = sorted([entry.name for entry in fresh.iterdir()] + [MANIFEST])
-        manifest = {"arguments": arguments, "entries": entries}
-        (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        if output.exists():
-            output.rename(Path(staging) / "stale")
-        fresh.rename(output)
+    with whole_folder(output) as folder:
+        build(folder)
+        entries = sorted([*(entry.name for entry in folder.iterdir()), STAMP])
+        (folder / STAMP).write_text(json.dumps({"arguments": arguments, "entries": entries}, indent=2) + "\n")
 
 
 def _generated_with(output: Path) -> dict[str, Any] | None:
     """Arguments of a complete generated folder, None if it is empty or lacks entries; refuses foreign files."""
-    mend = "choose another folder, or move those files away"
+    advice = "choose another folder, or move those files away"
     if not output.is_dir():
-        raise ValueError(f"{output} is a file; generated files go to a folder: {mend}.")
+        raise ValueError(f"{output} is a file; generated files go to a folder: {advice}.")
     present = {entry.name for entry in output.iterdir()}
-    manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8")) if MANIFEST in present else {}
-    entries = set(manifest.get("entries", ()))
+    stamp = json.loads((output / STAMP).read_text()) if STAMP in present else {}
+    entries = set(stamp.get("entries", ()))
     if foreign := present - entries:
-        raise ValueError(f"{output} holds files that were not generated here ({', '.join(sorted(foreign))}): {mend}.")
-    return manifest["arguments"] if entries and entries == present else None
+        raise ValueError(f"{output} holds files that were not generated here ({', '.join(sorted(foreign))}): {advice}.")
+    return stamp["arguments"] if entries and entries == present else None

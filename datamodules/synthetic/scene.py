@@ -28,7 +28,7 @@ FRAMES_PER_SECOND = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Flash:
-    """One shape that stands still while it is visible. Lengths are shares of the picture's shorter side."""
+    """One shape that stands still while it is visible. Lengths are fractions of the picture's shorter side."""
 
     start: int
     """First frame in which the shape is visible."""
@@ -38,14 +38,14 @@ class Flash:
     """A key of `COLORS`."""
     shape: Shape
     center: tuple[float, float]
-    """x as a share of the width, y as a share of the height."""
+    """x as a fraction of the width, y of the height."""
     radius: float
     """Radius of a circle, half the side of a square."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Everything that is to be seen in a clip."""
+    """Everything that a clip shows."""
 
     background: tuple[int, int, int]
     """RGB, 0..255."""

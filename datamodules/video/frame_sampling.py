@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-from datamodules.video.types import FramePlan
+from datamodules.video.types import FramePlan, PatchGeometry
 
 MAX_ASPECT_RATIO = 200
 MIN_BUDGET_SLACK = 1.05
@@ -19,7 +19,7 @@ the two are equal, as they are in both published settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrameConfig:
+class FrameConfig(PatchGeometry):
     """How many frames of a video are sampled and how large frames and images are."""
 
     num_frames: int = 16
@@ -32,36 +32,25 @@ class FrameConfig:
     """Lower bound of an image's height x width."""
     image_max_pixels: int = 256 * 28 * 28
     """Upper bound of an image's height x width."""
-    patch_size: int = 14
-    """Side of a vision patch in pixels."""
-    merge_size: int = 2
-    """Patches per side that are merged into one token; sizes are multiples of `patch_size * merge_size`."""
-    temporal_patch_size: int = 2
-    """Frames per temporal patch; frame counts are multiples of it."""
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "merge_size", "temporal_patch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"sampling {name} is {getattr(self, name)}; it must be at least 1.")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.num_frames < 1 or self.num_frames % self.temporal_patch_size:
             raise ValueError(
-                f"sampling num_frames is {self.num_frames}; it must be a positive multiple of temporal_patch_size "
+                f"num_frames is {self.num_frames}; it must be a positive multiple of temporal_patch_size "
                 f"({self.temporal_patch_size}), because that many frames form one temporal patch."
             )
         for low, high in (("min_pixels", "max_pixels"), ("image_min_pixels", "image_max_pixels")):
             smallest, largest = getattr(self, low), getattr(self, high)
             if smallest < 1:
-                raise ValueError(f"sampling {low} is {smallest}; it must be at least 1 (a number like 128 * 28 * 28).")
+                raise ValueError(f"{low} is {smallest}; it must be at least 1 (a number like 128 * 28 * 28).")
             if largest < max(smallest, self.grid**2):
                 raise ValueError(
-                    f"sampling {high} is {largest}; it must be at least {low} ({smallest}) and one token's "
+                    f"{high} is {largest}; it must be at least {low} ({smallest}) and one token's "
                     f"{self.grid} x {self.grid} = {self.grid**2} pixels. Raise {high} or lower {low}."
                 )
-
-    @property
-    def grid(self) -> int:
-        """Pixels per side of one merged vision token; heights and widths are multiples of it."""
-        return self.patch_size * self.merge_size
 
 
 TRAIN = FrameConfig(num_frames=16, min_pixels=128 * 28 * 28, max_pixels=128 * 28 * 28)
@@ -70,10 +59,10 @@ EVAL = FrameConfig(num_frames=32, min_pixels=256 * 28 * 28, max_pixels=256 * 28 
 """The published evaluation setting."""
 
 
-def plan_frames(total_frames: int, fps: float, height: int, width: int, profile: FrameConfig) -> FramePlan:
+def plan_frames(total_frames: int, fps: float, height: int, width: int, config: FrameConfig) -> FramePlan:
     """Choose frames and size of a video.
 
-    As many frames as the profile asks for and the clip has, rounded down to whole temporal patches, at
+    As many frames as `config` asks for and the clip has, rounded down to whole temporal patches, at
     round(k * (total_frames - 1) / (n - 1)). `sample_fps` is n / total_frames * fps, so the temporal patches together
     last as long as the clip. A clip shorter than one temporal patch (an error in the reference) repeats its frames to
     fill one; `sample_fps` follows the same rule, so a one-frame clip's only patch lasts that frame's time, 1 / fps.
@@ -83,16 +72,16 @@ def plan_frames(total_frames: int, fps: float, height: int, width: int, profile:
         fps: frames per second of the clip; the average where the rate varies.
         height: frame height in pixels, rotation applied.
         width: frame width in pixels, rotation applied.
-        profile: frame count and pixel budget.
+        config: frame count and pixel budget.
 
     Raises:
         ValueError: no frames, no frame rate, or a side more than 200 times the other.
     """
-    indices = frame_indices(total_frames, profile)
+    indices = frame_indices(total_frames, config)
     if not (fps > 0 and math.isfinite(fps)):
         raise ValueError(f"The clip's frame rate is {fps}; it must be a positive number. Re-encode the file.")
-    ceiling = max(profile.max_pixels, int(profile.min_pixels * MIN_BUDGET_SLACK))
-    planned_height, planned_width = _fit(height, width, profile.grid, profile.min_pixels, ceiling)
+    ceiling = max(config.max_pixels, int(config.min_pixels * MIN_BUDGET_SLACK))
+    planned_height, planned_width = _fit(height, width, config.grid, config.min_pixels, ceiling)
     return FramePlan(
         indices=indices,
         height=planned_height,
@@ -101,7 +90,7 @@ def plan_frames(total_frames: int, fps: float, height: int, width: int, profile:
     )
 
 
-def frame_indices(total_frames: int, profile: FrameConfig) -> tuple[int, ...]:
+def frame_indices(total_frames: int, config: FrameConfig) -> tuple[int, ...]:
     """The frame numbers of `plan_frames`, which do not depend on size and rate.
 
     Exact fractions, rounded half to even: the reference's 32-bit floats agree below about 100,000 frames and drift
@@ -112,20 +101,20 @@ def frame_indices(total_frames: int, profile: FrameConfig) -> tuple[int, ...]:
     """
     if total_frames < 1:
         raise ValueError(f"The clip has {total_frames} frames; at least 1 is needed. Check or re-encode the file.")
-    patch = profile.temporal_patch_size
-    count = max(min(profile.num_frames, total_frames) // patch, 1) * patch
+    patch = config.temporal_patch_size
+    count = max(min(config.num_frames, total_frames) // patch, 1) * patch
     if count == 1:
         return (0,)
     return tuple(round(Fraction(k * (total_frames - 1), count - 1)) for k in range(count))
 
 
-def plan_image_size(height: int, width: int, profile: FrameConfig) -> tuple[int, int]:
-    """Size (height, width) of an image of `height` x `width` pixels within the profile's image budget.
+def plan_image_size(height: int, width: int, config: FrameConfig) -> tuple[int, int]:
+    """Size (height, width) of an image of `height` x `width` pixels within the image budget of `config`.
 
     Raises:
         ValueError: a side is more than 200 times the other.
     """
-    return _fit(height, width, profile.grid, profile.image_min_pixels, profile.image_max_pixels)
+    return _fit(height, width, config.grid, config.image_min_pixels, config.image_max_pixels)
 
 
 def _fit(height: int, width: int, grid: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:

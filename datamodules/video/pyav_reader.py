@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from datamodules.video.packet_index import PacketEntry, PacketIndex, Run
 from datamodules.video.time_range import TimeRange
+from datamodules.video.types import unreadable
 from datamodules.video.video_file import VideoFile
-from datamodules.video.video_metadata import unreadable
 
 if TYPE_CHECKING:
     from av.packet import Packet

@@ -13,7 +13,7 @@ from fractions import Fraction
 from numbers import Real
 from pathlib import Path
 
-from datamodules.video.video_metadata import TimeRangeError
+from datamodules.video.types import TimeRangeError
 
 END_SLACK = 1
 """Seconds that `end` may lie beyond the end of the video, and is then moved back: annotations name whole seconds or

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.video.video_metadata import unreadable
+from datamodules.video.types import missing_file, unreadable
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -46,7 +46,7 @@ class VideoFile:
             # An absolute path, or FFmpeg takes "a:b.mp4" for a network protocol; titles in other encodings are legal.
             self.container = av.open(str(self.path.absolute()), metadata_errors="ignore")
         except FileNotFoundError as error:
-            raise unreadable(self.path, "the file does not exist", "Check the path and the data root.") from error
+            raise missing_file(self.path) from error
         except av.FFmpegError as error:
             raise unreadable(self.path, f"it cannot be opened as a video ({error})") from error
         streams = [

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,22 +19,18 @@ from torch import Tensor
 from datamodules.video.frame_sampling import FrameConfig, frame_indices, plan_frames, plan_image_size
 from datamodules.video.pyav_reader import CountedVideo, IndexedVideo, IndexMismatch
 from datamodules.video.time_range import TimeRange, time_range
-from datamodules.video.types import FramePlan, VideoClip
+from datamodules.video.types import (
+    FramePlan,
+    VideoClip,
+    VideoMetadata,
+    VideoReadError,
+    missing_file,
+    unreadable,
+)
 from datamodules.video.video_file import DECODER_THREADS
-from datamodules.video.video_metadata import TimeRangeError, VideoMetadata, VideoReadError, unreadable
-
-__all__ = [
-    "READERS",
-    "ReaderName",
-    "TimeRangeError",
-    "VideoMetadata",
-    "VideoReadError",
-    "probe_video",
-    "read_image",
-    "read_video",
-]
 
 ReaderName = Literal["pyav", "decord", "torchcodec"]
+Result = TypeVar("Result")
 
 OTHER_READER = "Use `reader: pyav`, or fetch the file again or re-encode it."
 
@@ -43,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 def read_video(
     path: str | Path,
-    profile: FrameConfig,
+    config: FrameConfig,
     reader: ReaderName = "pyav",
     *,
     start: float | None = None,
@@ -57,7 +53,7 @@ def read_video(
 
     Args:
         path: the video file.
-        profile: how many frames, and how large.
+        config: how many frames, and how large.
         reader: "pyav" (exact), "decord" or "torchcodec".
         start: seconds; None for the beginning.
         end: seconds, at most a second beyond the end of the video; None for the end.
@@ -70,10 +66,10 @@ def read_video(
     """
     if reader not in READERS:
         raise ValueError(f"Unknown video reader {reader!r}; choose one of {', '.join(READERS)}.")
-    return READERS[reader](Path(path), profile, time_range(start, end))
+    return READERS[reader](Path(path), config, time_range(start, end))
 
 
-def read_image(path: str | Path, profile: FrameConfig) -> VideoClip:
+def read_image(path: str | Path, config: FrameConfig) -> VideoClip:
     """Read and resize an image: one frame, uint8 [1, 3, H, W], RGB, turned as its EXIF tag says.
 
     Raises:
@@ -87,13 +83,13 @@ def read_image(path: str | Path, profile: FrameConfig) -> VideoClip:
         with Image.open(path) as file:
             pixels = np.array(ImageOps.exif_transpose(file).convert("RGB"))
     except FileNotFoundError as error:
-        raise unreadable(path, "the file does not exist", "Check the path and the data root.") from error
+        raise missing_file(path) from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        mend = "Fetch the file again or save it anew as PNG or JPEG."
-        raise unreadable(path, f"it cannot be read as an image ({error})", mend) from error
+        remedy = "Fetch the file again or save it anew as PNG or JPEG."
+        raise unreadable(path, f"it cannot be read as an image ({error})", remedy) from error
     image = torch.from_numpy(pixels).permute(2, 0, 1)  # [3, H, W]
     try:
-        height, width = plan_image_size(*image.shape[-2:], profile)
+        height, width = plan_image_size(*image.shape[-2:], config)
     except ValueError as error:
         raise VideoReadError(f"{path}: {error}") from error
     return VideoClip(frames=resize(image, height, width)[None], sample_fps=0.0, is_video=False)
@@ -106,13 +102,7 @@ def probe_video(path: str | Path, *, start: float | None = None, end: float | No
         VideoReadError, TimeRangeError, ValueError: as `read_video`.
     """
     times = time_range(start, end)
-    try:
-        with IndexedVideo(path) as video:
-            return _metadata(video, times)
-    except IndexMismatch as mismatch:
-        _announce_full_decode(Path(path), str(mismatch))
-        with CountedVideo(path) as video:
-            return _metadata(video, times)
+    return _with_video(Path(path), lambda video: _metadata(video, times))
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
@@ -124,55 +114,59 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     return resized.contiguous()
 
 
-def _read_pyav(path: Path, profile: FrameConfig, times: TimeRange | None) -> VideoClip:
+def _read_pyav(path: Path, config: FrameConfig, times: TimeRange | None) -> VideoClip:
+    def sample(video: IndexedVideo | CountedVideo) -> VideoClip:
+        shown, seconds = _stretch(video, times)
+        images = ((ordinal, video.rgb(frame)) for ordinal, frame in video.frames(_chosen(shown, config)))
+        return _clip(path, images, shown, float(len(shown) / seconds), config)
+
+    return _with_video(path, sample)
+
+
+def _with_video(path: Path, use: Callable[[IndexedVideo | CountedVideo], Result]) -> Result:
+    """Read from a video by its packet index or, where the decoder contradicts the index, by decoding all of it."""
     try:
         with IndexedVideo(path) as video:
-            return _sample(video, profile, times)
+            return use(video)
     except IndexMismatch as mismatch:
-        _announce_full_decode(Path(path), str(mismatch))
+        _announce_full_decode(path, str(mismatch))
         with CountedVideo(path) as video:
-            return _sample(video, profile, times)
-
-
-def _sample(video: IndexedVideo | CountedVideo, profile: FrameConfig, times: TimeRange | None) -> VideoClip:
-    shown, seconds = _stretch(video, times)
-    images = ((ordinal, video.rgb(frame)) for ordinal, frame in video.frames(_chosen(shown, profile)))
-    return _clip(video.path, images, shown, float(len(shown) / seconds), profile)
+            return use(video)
 
 
 def _stretch(video: IndexedVideo | CountedVideo, times: TimeRange | None) -> tuple[range, Fraction]:
     return (range(video.total_frames), video.duration) if times is None else video.within(times)
 
 
-def _chosen(shown: range, profile: FrameConfig) -> list[int]:
-    """The frames that the profile samples from the frames `shown`: numbers within the file, ascending, each once."""
-    return sorted({shown[index] for index in frame_indices(len(shown), profile)})
+def _chosen(shown: range, config: FrameConfig) -> list[int]:
+    """The frames that are sampled from the frames `shown`: numbers within the file, ascending, each once."""
+    return sorted({shown[index] for index in frame_indices(len(shown), config)})
 
 
-def _read_decord(path: Path, profile: FrameConfig, times: TimeRange | None) -> VideoClip:
+def _read_decord(path: Path, config: FrameConfig, times: TimeRange | None) -> VideoClip:
     """decord, opened anew for each file: a reader opened before a fork hangs the worker."""
     import decord
 
     try:
         video = decord.VideoReader(str(path), num_threads=DECODER_THREADS)
         shown, fps = _stretch_at_rate(path, len(video), float(video.get_avg_fps()), times)
-        wanted = _chosen(shown, profile)
+        wanted = _chosen(shown, config)
         images = torch.from_numpy(video.get_batch(wanted).asnumpy()).permute(0, 3, 1, 2)  # [f, 3, H, W]
     except (decord.DECORDError, RuntimeError) as error:
         raise unreadable(path, f"decord cannot read it ({str(error).strip()})", OTHER_READER) from error
-    return _clip(path, zip(wanted, images, strict=True), shown, fps, profile)
+    return _clip(path, zip(wanted, images, strict=True), shown, fps, config)
 
 
-def _read_torchcodec(path: Path, profile: FrameConfig, times: TimeRange | None) -> VideoClip:
+def _read_torchcodec(path: Path, config: FrameConfig, times: TimeRange | None) -> VideoClip:
     """torchcodec in its exact seek mode; it needs FFmpeg's shared libraries on the machine."""
     if not path.exists():
-        raise unreadable(path, "the file does not exist", "Check the path and the data root.")
+        raise missing_file(path)
     try:
         from torchcodec.decoders import VideoDecoder  # older versions look for FFmpeg here, newer ones on use
 
         video = VideoDecoder(str(path), dimension_order="NCHW", num_ffmpeg_threads=DECODER_THREADS, seek_mode="exact")
         shown, fps = _stretch_at_rate(path, len(video), float(video.metadata.average_fps), times)
-        wanted = _chosen(shown, profile)
+        wanted = _chosen(shown, config)
         images = video.get_frames_at(wanted).data  # [f, 3, H, W]
     except VideoReadError:
         raise  # a ValueError that is ours
@@ -183,7 +177,7 @@ def _read_torchcodec(path: Path, profile: FrameConfig, times: TimeRange | None) 
                 "`apt-get install ffmpeg`), or use `reader: pyav`, which brings its own."
             ) from error
         raise unreadable(path, f"torchcodec cannot read it ({str(error).strip()})", OTHER_READER) from error
-    return _clip(path, zip(wanted, images, strict=True), shown, fps, profile)
+    return _clip(path, zip(wanted, images, strict=True), shown, fps, config)
 
 
 def _stretch_at_rate(path: Path, total_frames: int, fps: float, times: TimeRange | None) -> tuple[range, float]:
@@ -194,9 +188,7 @@ def _stretch_at_rate(path: Path, total_frames: int, fps: float, times: TimeRange
     return shown, float(len(shown) / seconds)
 
 
-def _clip(
-    path: Path, images: Iterable[tuple[int, Tensor]], shown: range, fps: float, profile: FrameConfig
-) -> VideoClip:
+def _clip(path: Path, images: Iterable[tuple[int, Tensor]], shown: range, fps: float, config: FrameConfig) -> VideoClip:
     """Resize each image as it comes and put them in the plan's order.
 
     Args:
@@ -204,22 +196,22 @@ def _clip(
         images: (frame number, uint8 [3, H, W]) of every frame of the plan, once.
         shown: numbers of the frames that the plan chooses from: all of the video, or a stretch of it.
         fps: how many of them there are in a second.
-        profile: frame count and pixel budget.
+        config: frame count and pixel budget.
     """
     plan: FramePlan | None = None
     resized: dict[int, Tensor] = {}
     for number, image in images:
         if plan is None:
-            plan = _plan(path, len(shown), fps, *image.shape[-2:], profile)
+            plan = _plan(path, len(shown), fps, *image.shape[-2:], config)
         resized[number] = resize(image, plan.height, plan.width)
     assert plan is not None, "a video of at least one frame gives at least one image"
     frames = torch.stack([resized[shown[index]] for index in plan.indices])
     return VideoClip(frames=frames, sample_fps=plan.sample_fps, is_video=True)
 
 
-def _plan(path: Path, total_frames: int, fps: float, height: int, width: int, profile: FrameConfig) -> FramePlan:
+def _plan(path: Path, total_frames: int, fps: float, height: int, width: int, config: FrameConfig) -> FramePlan:
     try:
-        return plan_frames(total_frames, fps, height, width, profile)
+        return plan_frames(total_frames, fps, height, width, config)
     except ValueError as error:
         raise VideoReadError(f"{path}: {error}") from error
 

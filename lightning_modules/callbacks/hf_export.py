@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -10,14 +9,15 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_modules.policy.export import EXPORT_MARKS, put_in_place, replaceable
+from lightning_modules.policy.export import EXPORT_MARKS, replaceable
+from lightning_modules.training.shared_folder import shared_folder
 
 
 class HFExport(Callback):
     """Calls the module's `export_pretrained(path)` when training has ended, on all ranks with the same empty folder.
 
-    The export is made next to its final place and renamed, so the final folder is always a complete export: the new
-    one, or the former one when something fails. An interrupted fit and a fast_dev_run export nothing.
+    The folder is always a complete export: the new one, or the former one when something fails. An interrupted fit and
+    a fast_dev_run export nothing.
     """
 
     def __init__(self, output: str | None = None) -> None:
@@ -31,10 +31,10 @@ class HFExport(Callback):
         self._exported = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Finds before training what would fail after it.
+        """Check before training what would fail after it.
 
         Raises:
-            ValueError: the module cannot export, or the folder holds something else than an export.
+            ValueError: the module cannot export, or the folder holds something other than an export.
         """
         if stage != TrainerFn.FITTING:
             return
@@ -55,29 +55,15 @@ class HFExport(Callback):
         if trainer.fast_dev_run:
             rank_zero_info("HFExport exports nothing in a fast_dev_run.")
             return
-        folder, partial = self._folder(trainer), self._partial(trainer)
-        if trainer.is_global_zero:
-            if partial.exists():
-                shutil.rmtree(partial)
-            partial.mkdir(parents=True)
-        trainer.strategy.barrier("export folder made")
-        pl_module.export_pretrained(partial)
-        trainer.strategy.barrier("export written")
-        if trainer.is_global_zero:
-            put_in_place(partial, folder)
-        trainer.strategy.barrier("export in place")
+        folder = self._folder(trainer)
+        with shared_folder(trainer.strategy, folder) as partial:
+            pl_module.export_pretrained(partial)
         self._exported = True
         rank_zero_info(f"Model exported to {folder}")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not self._exported:
-            if trainer.is_global_zero and self._partial(trainer).exists():
-                shutil.rmtree(self._partial(trainer))
             rank_zero_info("HFExport: the fit did not finish, so no model was exported.")
 
     def _folder(self, trainer: pl.Trainer) -> Path:
         return Path(self.output if self.output is not None else Path(trainer.default_root_dir) / "model").resolve()
-
-    def _partial(self, trainer: pl.Trainer) -> Path:
-        folder = self._folder(trainer)
-        return folder.with_name(f".{folder.name}.partial")

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_modules.pictures.film_strip import rollout_picture
+from lightning_modules.pictures.rollout_picture import rollout_picture
 from lightning_modules.rollouts.sample import RolloutSample
 
 _ENTITIES = {ord(sign): f"&#{ord(sign)};" for sign in string.punctuation}
@@ -21,7 +21,7 @@ class RolloutPictures(Callback):
     """Draws sampled groups for every TensorBoard logger of the trainer, on rank zero.
 
     The module's attribute `last_rollouts` (a `RolloutSample` or None) is what is drawn. Tags: `train/rollouts/0`,
-    `train/rollouts/1`, ... and `validation/rollouts/0`, ... TensorBoard keeps 10 pictures per tag unless started
+    `train/rollouts/1`, ... and `val/rollouts/0`, ... TensorBoard keeps 10 pictures per tag unless started
     with `--samples_per_plugin images=1000`.
     """
 
@@ -87,7 +87,7 @@ class RolloutPictures(Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
-            _draw(trainer, "validation/rollouts", self._validated)
+            _draw(trainer, "val/rollouts", self._validated)
         self._validated = []
         self._known = None
 
@@ -137,12 +137,7 @@ def _draw(trainer: pl.Trainer, tag: str, rows: list[tuple[RolloutSample, int]]) 
     if not writers or not trainer.is_global_zero:
         return
     for place, (sample, row) in enumerate(rows):
-        picture = rollout_picture(
-            sample.groups[row],
-            {name: scores[row].tolist() for name, scores in sample.breakdown.components.items()},
-            sample.breakdown.total[row].tolist(),
-            sample.advantages[row].tolist(),
-        )
+        picture = rollout_picture(sample, row)
         text = rollout_markdown(sample, row)
         for logger in writers:
             logger.experiment.add_image(f"{tag}/{place}", picture, global_step=trainer.global_step)

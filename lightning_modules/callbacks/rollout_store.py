@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from itertools import count
 from pathlib import Path
@@ -13,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from datamodules.whole_files import whole_file
 from lightning_modules.rollout_log.stored_rows import Row, as_table, stored_rows
 from lightning_modules.rollouts.sample import RolloutSample
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 ROWS_PER_ROW_GROUP = 1024
-"""What a reader must hold at least; with completions of 1024 tokens about 5 MB."""
+"""The least that a reader has to load at once; with completions of 1024 tokens about 5 MB."""
 
 _FILE_NAME = re.compile(r"rollouts-step(?P<first>\d+)-(?P<last>\d+)-rank(?P<rank>\d+)\.parquet")
 
@@ -63,7 +63,7 @@ class RolloutStore(Callback):
         self._sample_before: RolloutSample | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Finds before training what would fail after the first batches.
+        """Check before training what would fail after the first batches.
 
         Raises:
             ValueError: the module has no `last_rollouts`, or the output is a file.
@@ -179,9 +179,5 @@ def _set_aside(path: Path, first: int, step: int, rank: int) -> None:
 def _write_table(table: pyarrow.Table, path: Path) -> None:
     import pyarrow.parquet
 
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with whole_file(path, "wb") as file:
         pyarrow.parquet.write_table(table, file, row_group_size=ROWS_PER_ROW_GROUP, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

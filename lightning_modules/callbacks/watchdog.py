@@ -1,4 +1,4 @@
-"""Ends a rank that has stopped making progress, and says where it stood."""
+"""Ends a rank that has stopped making progress, and reports what it was doing."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from datamodules.types import PromptBatch, SFTBatch
 from lightning_modules.training.phase_timer import PhaseTimer
 
 EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: what failed may succeed when it is started again."""
+"""EX_TEMPFAIL of sysexits.h: a new attempt may succeed."""
 
 LEAVING_SECONDS = 60.0
-"""How long a rank that failed may take to end, and a rank past its time to say so, before it is ended from outside of
-Python: a library may hang while it holds the interpreter."""
+"""How long a rank that failed may take to exit, and a stuck rank to report, before it is killed from outside of Python:
+a library may hang while it holds the interpreter lock."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +42,11 @@ class Watchdog(Callback):
     """Ends this process when one phase of its work takes too long: nearly always a wait for another rank.
 
     A phase is the wait for a batch, the rollout, the rewards or the update of a training step, one batch of an
-    evaluation, a checkpoint, the load of the model. The process says its rank, step, phase and records, prints the
-    stacks of all its threads and leaves with code 75; torchrun and srun then end the run's other processes. The first
-    rank to speak is the one that was held up, the others waited for it.
+    evaluation, a checkpoint, the load of the model. The process reports its rank, step, phase and records, prints the
+    stacks of all its threads and exits with code 75; torchrun and srun then end the run's other processes. The first
+    rank to report is the one that got stuck; the others waited for it.
 
-    Where a rank fails with an exception, it says its rank, step, phase and records as well, and is ended if it has not
-    left a minute later.
+    A rank that fails with an exception reports the same, and is killed if it has not exited a minute later.
     """
 
     def __init__(self, seconds: float = 900.0) -> None:
@@ -111,26 +110,19 @@ class Watchdog(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._enter("end of training: last checkpoint, export")
 
-    def on_validation_batch_start(self, *given: Any, **named: Any) -> None:
-        self._enter_evaluation("validation", *given, **named)
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._enter(trainer.state.stage.value, step=trainer.global_step + 1, records=records_of(batch))
 
-    def on_validation_batch_end(self, *given: Any, **named: Any) -> None:
-        self._enter("validation, waiting for the next batch")
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        self._enter(f"{trainer.state.stage.value}, waiting for the next batch")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._enter("end of validation")
 
-    def on_test_batch_start(self, *given: Any, **named: Any) -> None:
-        self._enter_evaluation("test", *given, **named)
-
-    def on_test_batch_end(self, *given: Any, **named: Any) -> None:
-        self._enter("test, waiting for the next batch")
-
-    def on_predict_batch_start(self, *given: Any, **named: Any) -> None:
-        self._enter_evaluation("prediction", *given, **named)
-
-    def on_predict_batch_end(self, *given: Any, **named: Any) -> None:
-        self._enter("prediction, waiting for the next batch")
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._stop()
@@ -141,19 +133,8 @@ class Watchdog(Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._stop()
 
-    def _enter_evaluation(
-        self,
-        name: str,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._enter(name, step=trainer.global_step + 1, records=records_of(batch))
-
     def _enter(self, phase: str, step: int | None = None, records: tuple[str, ...] | None = None) -> None:
-        """Take note of a sign of life."""
+        """Note a sign of life."""
         last = self._progress
         self._progress = Progress(
             phase=phase,

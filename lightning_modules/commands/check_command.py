@@ -1,4 +1,4 @@
-"""`python cli.py check data|rewards|model`: look before training."""
+"""`python cli.py check data|rewards|model`: find what is wrong before training."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ def check_data(
     decode: bool = True,
     num_threads: int = 2,
 ) -> None:
-    """Look at every record and its media as a run would, without a model.
+    """Check every record and read its media as a run would, without a model.
 
     Args:
         run: the run, from its YAML files.
         stage: whose files: fit, validate, test or predict.
-        limit: decode and count only the first so many records; null for all.
+        limit: check the media of this many records at most; null for all.
         decode: read the sampled frames; false reads headers only.
-        num_threads: records looked at at the same time.
+        num_threads: records checked at the same time.
     """
     from datamodules.checks import data_check
     from datamodules.records import scan
 
     data = _needed(run, "data").build("data")
     files = data.stage_files(stage)
-    profile = data.train_frames if stage == "fit" else data.eval_frames
+    config = data.train_frames if stage == "fit" else data.eval_frames
     data.load_tokenizer()
-    data.check_patch_sizes(profile)
+    data.check_patch_sizes(config)
     report = data_check.check_data(
         chain.from_iterable(scan(file, require_process=data.needs_process(stage)) for file in files),
         data.data_root,
-        profile,
+        config,
         count_tokens=data_check.text_token_counter(data.tokenizer, data.prompt),
         max_prompt_tokens=data.max_prompt_tokens,
         limit=limit,
@@ -56,13 +56,13 @@ def check_rewards(
     output: str | None = None,
     rollouts: str | None = None,
 ) -> None:
-    """Score the gold answers of a run's data with its rewards, or a file of completions; or sum up stored rollouts.
+    """Score the gold answers of a run's data, or a file of completions; or summarize stored rollouts.
 
     Args:
         run: the run, from its YAML files.
         stage: whose files: fit, validate, test or predict.
         completions: JSONL with problem_type, completion and solution in every row, instead of a run.
-        output: the same rows with their scores.
+        output: JSONL to write: the rows of --completions with their scores.
         rollouts: folder that RolloutStore wrote, instead of a run; its summary is printed and drawn into summary.png.
     """
     from datamodules.checks import data_check
@@ -76,7 +76,7 @@ def check_rewards(
             "`check rewards` takes either --config with the YAML files of a run, or --completions, or --rollouts."
         )
     if rollouts is not None:
-        _sum_up_rollouts(Path(rollouts))
+        _summarize_stored(Path(rollouts))
         return
     if completions is not None:
         if output is None:
@@ -91,7 +91,7 @@ def check_rewards(
     _finish(data_check.check_rewards(records, suite))
 
 
-def _sum_up_rollouts(folder: Path) -> None:
+def _summarize_stored(folder: Path) -> None:
     from lightning_modules.rollout_log.plot import plot_rollouts
     from lightning_modules.rollout_log.summary import summarize_rollouts
 

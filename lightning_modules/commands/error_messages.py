@@ -1,4 +1,4 @@
-"""What the command line says about a user's mistake: the reason and the mend, without what libraries add."""
+"""What the command line says about a user's mistake: the reason and the remedy, without what libraries add."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REFUSED_ARGUMENT = re.compile(
 
 
 def mistakes() -> tuple[type[Exception], ...]:
-    """The exceptions that stand for a user's mistake; to be asked when one was raised, since it imports nothing."""
+    """The exceptions that mean a user's mistake; Lightning's own is among them once Lightning is imported."""
     lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
     return (ValueError, lightning.MisconfigurationException) if lightning else (ValueError,)
 
@@ -44,4 +44,4 @@ def option_hint(message: str, prog: str) -> str:
     refused = _REFUSED_ARGUMENT.search(message)
     if refused:
         return f"(`python {prog} --{refused[1]}.help={refused[2]}` lists its arguments)"
-    return f"(`python {prog} --help` lists all options; complete runs stand in configs/)"
+    return f"(`python {prog} --help` lists all options; configs/ has complete runs)"

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from lightning_modules.commands.run_config import ParseRun, RunConfig
-
-if TYPE_CHECKING:
-    from lightning_modules.commands.model_card import RunFacts
-    from lightning_modules.policy_module import PolicyModule
 
 
 def export(
@@ -33,6 +29,7 @@ def export(
     """
     import torch
 
+    from datamodules.whole_files import whole_folder
     from lightning_modules.commands.model_card import model_card
     from lightning_modules.policy import export as exporting
 
@@ -46,13 +43,11 @@ def export(
     module.quantization = None  # adapters of a 4-bit base are merged into the weights it was made from
     policy = module.load_policy()
     exporting.load_trained(policy, trained)
-    facts = _facts(run, module, checkpoint, trained.step, adapters_only=adapters == "keep")
-
-    def write(path: Path) -> None:
-        exporting.write_pretrained(policy, path, adapters=adapters, dtype=dtype and getattr(torch, dtype))
-        (path / "README.md").write_text(model_card(facts), encoding="utf-8")
-
-    exporting.publish(folder, write)
+    logs = exporting.run_folder(checkpoint)
+    card = model_card(run, module, checkpoint, trained.step, logs=logs, adapters_only=adapters == "keep")
+    with whole_folder(folder) as partial:
+        exporting.write_pretrained(policy, partial, adapters=adapters, dtype=dtype and getattr(torch, dtype))
+        (partial / "README.md").write_text(card, encoding="utf-8")
     print(f"Step {trained.step} of {checkpoint} written to {folder}")
 
 
@@ -66,23 +61,6 @@ def _saved_config(checkpoint: Path) -> str:
             "run, each with -c (--config)."
         )
     return saved_config(folder)
-
-
-def _facts(run: RunConfig, module: PolicyModule, checkpoint: Path, step: int, *, adapters_only: bool) -> RunFacts:
-    from lightning_modules.commands.model_card import RunFacts, last_metrics
-    from lightning_modules.policy.export import run_folder
-
-    data, folder = run.settings["data"].init_args, run_folder(checkpoint)
-    return RunFacts(
-        base_model=module.model_name_or_path,
-        module=type(module).__name__,
-        checkpoint=str(checkpoint),
-        step=step,
-        data_files={name: data.get(f"{name}_files") or [] for name in ("train", "val")},
-        metrics={} if folder is None else last_metrics(folder, step),
-        config=run.dump(),
-        adapters_only=adapters_only,
-    )
 
 
 def export_command(arguments: Sequence[str], *, parse: ParseRun) -> None:

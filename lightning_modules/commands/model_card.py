@@ -2,69 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from lightning_modules.commands.run_config import RunConfig
 from lightning_modules.pictures.curves import read_scalars
 
-
-@dataclass(frozen=True, kw_only=True)
-class RunFacts:
-    """What a model card says of the run."""
-
-    base_model: str
-    """Folder or name the training began with."""
-    module: str
-    """Class that trained, such as GRPOModule."""
-    checkpoint: str
-    step: int
-    """Optimizer steps done."""
-    data_files: Mapping[str, Sequence[str]]
-    """Files of each split."""
-    metrics: Mapping[str, float]
-    """Last logged value of each, up to the checkpoint's step; empty where the run's logs are not at hand."""
-    config: str
-    """The run's configuration, YAML."""
-    adapters_only: bool
-    """The folder holds adapters, not whole weights."""
+if TYPE_CHECKING:
+    from lightning_modules.policy_module import PolicyModule
 
 
-def last_metrics(run_folder: Path, step: int) -> dict[str, float]:
-    """Last value of every scalar up to an optimizer step, from the TensorBoard files of a run; {} without any."""
-    if not any(run_folder.glob("events.out.tfevents.*")):
-        return {}
-    curves = read_scalars(run_folder)
-    reached = {name: [value for at, value in curve if at <= step] for name, curve in curves.items()}
-    return {name: values[-1] for name, values in sorted(reached.items()) if values}
+def model_card(
+    run: RunConfig, module: PolicyModule, checkpoint: Path, step: int, *, logs: Path | None, adapters_only: bool
+) -> str:
+    """Markdown with the front matter that the Hugging Face Hub reads.
 
-
-def model_card(facts: RunFacts) -> str:
-    """Markdown with the front matter that the Hugging Face Hub reads."""
+    Args:
+        run: the configuration of the run.
+        module: built from it.
+        checkpoint: which was exported.
+        step: optimizer steps that the checkpoint contains.
+        logs: folder of the run's TensorBoard files, if it is known.
+        adapters_only: the exported folder holds adapters, not whole weights.
+    """
+    base, data = module.model_name_or_path, run.settings["data"].init_args
     lines = ["---"]
-    if not Path(facts.base_model).exists():  # the Hub refuses what is not a name of its own
-        lines.append(f"base_model: {facts.base_model}")
+    if not Path(base).exists():  # the Hub refuses what is not a name of its own
+        lines.append(f"base_model: {base}")
     lines += [
-        f"library_name: {'peft' if facts.adapters_only else 'transformers'}",
+        f"library_name: {'peft' if adapters_only else 'transformers'}",
         "pipeline_tag: image-text-to-text",
         "tags: [video, reasoning]",
         "---",
         "",
-        f"# {Path(facts.base_model).name}, trained with {facts.module}",
+        f"# {Path(base).name}, trained with {type(module).__name__}",
         "",
-        f"{facts.step} optimizer steps from `{facts.base_model}`; checkpoint `{facts.checkpoint}`. "
-        + ("The folder holds adapters of that model." if facts.adapters_only else "The folder holds all weights."),
+        f"{step} optimizer steps from `{base}`; checkpoint `{checkpoint}`. "
+        + ("The folder holds adapters of that model." if adapters_only else "The folder holds all weights."),
         "",
         "## Data",
         "",
-        *(f"- {split}: `{file}`" for split, files in facts.data_files.items() for file in files),
+        *(f"- {split}: `{file}`" for split in ("train", "val") for file in data.get(f"{split}_files") or []),
         "",
         "## Last metrics",
         "",
     ]
-    if facts.metrics:
+    if metrics := {} if logs is None else _last_metrics(logs, step):
         lines += ["| metric | value |", "|---|---|"]
-        lines += [f"| {name} | {value:.6g} |" for name, value in facts.metrics.items()]
+        lines += [f"| {name} | {value:.6g} |" for name, value in metrics.items()]
     else:
-        lines.append("The run's logs were not beside its checkpoint.")
-    return "\n".join([*lines, "", "## Configuration", "", "```yaml", facts.config.strip(), "```", ""])
+        lines.append("The run's logs were not found beside its checkpoint.")
+    return "\n".join([*lines, "", "## Configuration", "", "```yaml", run.dump().strip(), "```", ""])
+
+
+def _last_metrics(folder: Path, step: int) -> dict[str, float]:
+    """Last value of every scalar up to an optimizer step, from the TensorBoard files of a run; {} without any."""
+    if not any(folder.glob("events.out.tfevents.*")):
+        return {}
+    reached = {name: [value for at, value in curve if at <= step] for name, curve in read_scalars(folder).items()}
+    return {name: values[-1] for name, values in sorted(reached.items()) if values}

@@ -1,4 +1,4 @@
-"""A run as its YAML files describe it, parsed and not started: what the commands beside LightningCLI's look at."""
+"""A run as its YAML files describe it, parsed but not started, for `check` and `export`."""
 
 from __future__ import annotations
 

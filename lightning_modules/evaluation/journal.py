@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from datamodules.atomic_file import write_atomically
 from datamodules.evaluation.benchmark_datamodule import ItemKey
+from datamodules.whole_files import write_whole
 from rewards.evaluation.predictions import Prediction, read_predictions
 
 Answered = dict[ItemKey, Prediction]
@@ -63,7 +63,7 @@ class Journal:
 
     def publish(self, lines: Iterable[str]) -> None:
         """Write the final file and remove the parts; rank 0 calls it when no rank writes any more."""
-        write_atomically(self.output, "".join(lines))
+        write_whole(self.output, "".join(lines))
         self.discard(self.parts())
 
     def discard(self, paths: Iterable[Path]) -> None:
@@ -101,7 +101,7 @@ class PredictionJournal(Journal):
             return
         parts = self.parts()
         if parts or self.output.exists():
-            write_atomically(self._gathered, "".join(prediction.to_line() for prediction in answered.values()))
+            write_whole(self._gathered, "".join(prediction.to_line() for prediction in answered.values()))
             self.discard([*(path for path in parts if path != self._gathered), self.output])
 
     def answered(self) -> Answered:

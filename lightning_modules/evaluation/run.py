@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datamodules.atomic_file import write_atomically
 from datamodules.evaluation.benchmark_datamodule import BenchmarkDataModule
+from datamodules.whole_files import write_whole
 from lightning_modules.evaluation import manifest as manifests
 from lightning_modules.evaluation.journal import PredictionJournal
 from lightning_modules.evaluation.manifest import Manifest
@@ -73,7 +73,7 @@ class BenchmarkRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "manifest.json"
         if retry_failed or not path.exists():
-            write_atomically(path, as_text(self.manifest))
+            write_whole(path, as_text(self.manifest))
         self.journal.gather(retry_failed=retry_failed)
 
     def publish(self) -> tuple[dict[str, BenchmarkResults], bool]:
@@ -97,7 +97,7 @@ class BenchmarkRun:
                 scoring_rules=settings.scoring_rules,
                 benchmarks=benchmarks,
             )
-            write_atomically(self.folder / "results.json", as_text(results))
+            write_whole(self.folder / "results.json", as_text(results))
         return benchmarks, complete
 
     def _export_reference(self, predictions: Sequence[Prediction], benchmarks: Mapping[str, BenchmarkResults]) -> None:
@@ -108,4 +108,4 @@ class BenchmarkRun:
             records = [json.loads(file.raw(prediction.index)) for prediction in own]
             results = benchmarks[benchmark.name].scoring_rules["videorft"]
             text = as_text(reference_results(records, own, results))
-            write_atomically(folder / f"{file.path.stem}_output.json", text)
+            write_whole(folder / f"{file.path.stem}_output.json", text)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_modules.pictures.figures import BLUE, GRAY, GREEN, INK, panel, saved_figure, series_colors
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -13,7 +15,6 @@ Curve = list[tuple[int, float]]
 
 SFT_LOSS, REWARD, ACCURACY = "train/loss", "train/reward/mean", "val/accuracy"
 _REWARD_PREFIX, _REWARD_SUFFIX = "train/reward/", "/mean"
-INK, GREEN, BLUE, ORANGE, GREY = "#1f2430", "#1a7f45", "#2f5fb3", "#c77700", "#8a91a0"
 
 
 def read_scalars(log_dir: Path) -> dict[str, Curve]:
@@ -38,7 +39,7 @@ def read_scalars(log_dir: Path) -> dict[str, Curve]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def plot_curves(sft_dir: Path, grpo_dir: Path, output: Path, chance: float, *, title: str | None = None) -> None:
+def plot_curves(sft_dir: Path, grpo_dir: Path, output: Path, chance: float) -> None:
     """Draws SFT loss, GRPO rewards and validation accuracy side by side.
 
     Args:
@@ -47,34 +48,21 @@ def plot_curves(sft_dir: Path, grpo_dir: Path, output: Path, chance: float, *, t
             drawn too.
         output: picture to write; its suffix chooses the format (.png, .svg, .pdf).
         chance: accuracy of guessing, drawn as a line, in [0, 1].
-        title: of the whole figure.
 
     Raises:
         ValueError: a tag is missing, a folder has no event files, or `chance` is not in [0, 1].
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if not 0 <= chance <= 1:
         raise ValueError(f"chance is {chance}; it must be in [0, 1], such as 0.25 for four options.")
-    output = Path(output)
     sft, grpo = read_scalars(sft_dir), read_scalars(grpo_dir)
     loss, sft_accuracy = _curve(sft, SFT_LOSS, sft_dir), _curve(sft, ACCURACY, sft_dir)
     reward, grpo_accuracy = _curve(grpo, REWARD, grpo_dir), _curve(grpo, ACCURACY, grpo_dir)
 
-    figure = Figure(figsize=(15, 4.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(wspace=0.05)
-    loss_axes, reward_axes, accuracy_axes = figure.subplots(1, 3)
-    _draw_loss(loss_axes, loss)
-    _draw_rewards(reward_axes, reward, _components(grpo))
-    _draw_accuracy(accuracy_axes, sft_accuracy, grpo_accuracy, chance)
-    if title:
-        figure.suptitle(title, fontsize=14, color=INK)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    figure.savefig(partial, format=output.suffix.removeprefix(".") or "png")
-    partial.replace(output)
+    with saved_figure(output, width=15, height=4.4) as figure:
+        loss_axes, reward_axes, accuracy_axes = figure.subplots(1, 3)
+        _draw_loss(loss_axes, loss)
+        _draw_rewards(reward_axes, reward, _components(grpo))
+        _draw_accuracy(accuracy_axes, sft_accuracy, grpo_accuracy, chance)
 
 
 def _curve(scalars: dict[str, Curve], tag: str, log_dir: Path) -> Curve:
@@ -94,7 +82,7 @@ def _components(scalars: dict[str, Curve]) -> dict[str, Curve]:
 
 
 def _draw_loss(axes: Axes, loss: Curve) -> None:
-    _frame(axes, "Supervised fine-tuning", "loss")
+    panel(axes, "Supervised fine-tuning", "optimizer step", "loss")
     _draw_smoothed(axes, loss, BLUE, "training loss")
     values = [value for _, value in loss]
     # From thousands of wrong guesses to a learned pattern: a linear axis would show only the fall.
@@ -103,36 +91,22 @@ def _draw_loss(axes: Axes, loss: Curve) -> None:
 
 
 def _draw_rewards(axes: Axes, reward: Curve, components: dict[str, Curve]) -> None:
-    _frame(axes, "GRPO", "mean reward")
-    for (name, curve), color in zip(components.items(), _palette(len(components)), strict=True):
+    panel(axes, "GRPO", "optimizer step", "mean reward")
+    for (name, curve), color in zip(components.items(), series_colors(len(components)), strict=True):
         _draw_smoothed(axes, curve, color, name, width=1.6)
     _draw_smoothed(axes, reward, INK, "total", width=2.6)
     axes.legend(frameon=False, loc="best")
 
 
 def _draw_accuracy(axes: Axes, sft: Curve, grpo: Curve, chance: float) -> None:
-    _frame(axes, "Validation", "accuracy")
+    panel(axes, "Validation", "optimizer step", "accuracy")
     after = sft[-1][1]
     axes.plot(*zip(*grpo, strict=True), color=GREEN, linewidth=2.4, marker="o", markersize=5, label="during GRPO")
     axes.axhline(after, color=BLUE, linewidth=1.6, label=f"after SFT: {after:.2f}")
-    axes.axhline(chance, color=GREY, linewidth=1.4, linestyle="--", label=f"chance: {chance:.2f}")
+    axes.axhline(chance, color=GRAY, linewidth=1.4, linestyle="--", label=f"chance: {chance:.2f}")
     axes.annotate(f"{grpo[-1][1]:.2f}", grpo[-1], xytext=(0, -16), textcoords="offset points", ha="center", color=GREEN)
     axes.set_ylim(0, 1.05)
     axes.legend(frameon=False, loc="lower right")
-
-
-def _palette(count: int) -> list[str]:
-    colors = [GREEN, ORANGE, BLUE, "#8b4fb0", "#b03a6f", "#2a9d9d"]
-    return [colors[index % len(colors)] for index in range(count)]
-
-
-def _frame(axes: Axes, title: str, quantity: str) -> None:
-    axes.set_title(title, loc="left", color=INK, fontsize=12)
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel(quantity)
-    axes.grid(color="#e3e6eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_smoothed(axes: Axes, curve: Curve, color: str, label: str, width: float = 2.0) -> None:

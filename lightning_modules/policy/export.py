@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -213,33 +212,8 @@ def check_paths(checkpoint: Path, output: Path) -> None:
         )
 
 
-def publish(output: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder that takes the place of `output` when it is complete; an interruption leaves none."""
-    partial = output.with_name(f".{output.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    try:
-        write(partial)
-        put_in_place(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already where it took its place
-
-
 def replaceable(folder: Path) -> bool:
     """Whether an export may take the place of a folder: it is empty or an earlier export."""
     if not folder.is_dir():
         return False
     return not any(folder.iterdir()) or any((folder / mark).is_file() for mark in EXPORT_MARKS)
-
-
-def put_in_place(new: Path, folder: Path) -> None:
-    """`new` takes the place of `folder`; a former export is removed only after that."""
-    former = folder.with_name(f".{folder.name}.former")
-    if former.exists():
-        shutil.rmtree(former)
-    if folder.exists():
-        folder.rename(former)
-    new.rename(folder)
-    if former.exists():
-        shutil.rmtree(former)

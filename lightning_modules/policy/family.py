@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor, device, nn
 
-from datamodules.encoding import PatchGeometry
 from datamodules.types import VisionInput
+from datamodules.video.types import PatchGeometry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

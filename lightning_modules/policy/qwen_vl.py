@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from datamodules.encoding import PatchGeometry
 from datamodules.types import VisionInput
+from datamodules.video.types import PatchGeometry
 from lightning_modules.functional.positions import mrope_position_ids
 from lightning_modules.policy.vision_tower import accelerate, segment_indices
 

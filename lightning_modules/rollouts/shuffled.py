@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import torch
 
-from datamodules.encoding import PatchGeometry, patchify
+from datamodules.encoding import patchify
 from datamodules.types import EncodedPrompt
+from datamodules.video.types import PatchGeometry
 
 
 def shuffled_prompt(prompt: EncodedPrompt, geometry: PatchGeometry, seed: int) -> EncodedPrompt:

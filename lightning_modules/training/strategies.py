@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -17,10 +16,10 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lightning_modules.policy.export import put_in_place
 from lightning_modules.policy.policy import Policy
 from lightning_modules.policy.reference import CHECKPOINT_KEY as REFERENCE
 from lightning_modules.policy.sharding import gathered, shard, sharded_like, unsharded
+from lightning_modules.training.shared_folder import shared_folder
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -120,20 +119,10 @@ class FSDP2Strategy(ModelParallelStrategy):
             super().save_checkpoint(checkpoint, filepath, storage_options)
             return
         reference = checkpoint.pop(REFERENCE, None)
-        path = Path(self.broadcast(filepath))
-        partial = path.with_name(f".{path.name}.partial")
-        if self.is_global_zero:
-            shutil.rmtree(partial, ignore_errors=True)
-        self.barrier("old partial checkpoint removed")
-        super().save_checkpoint(checkpoint, partial, storage_options)
-        if reference is not None:
-            save_shards(reference, checkpoint_id=partial / REFERENCE)
-        self.barrier("checkpoint written")
-        if self.is_global_zero:
-            if path.is_file():
-                path.unlink()
-            put_in_place(partial, path)
-        self.barrier("checkpoint in place")
+        with shared_folder(self, Path(filepath)) as folder:
+            super().save_checkpoint(checkpoint, folder, storage_options)
+            if reference is not None:
+                save_shards(reference, checkpoint_id=folder / REFERENCE)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Load weights and optimizer states; returns the rest, with an empty state dict.

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from datamodules.encoding import PatchGeometry, PromptEncoder, join_vision, media_token_id, patchify
+from datamodules.encoding import PromptEncoder, join_vision, media_token_id, patchify
 from datamodules.prompts import PromptTemplate
 from datamodules.records import RecordFile
-from datamodules.video.types import VideoClip
+from datamodules.video.types import PatchGeometry, VideoClip
 from lightning_modules.policy.qwen_vl import QwenVLFamily
 
 

@@ -46,7 +46,6 @@ def test_records_are_read_in_any_order_from_any_layout(tmp_path, layout):
     assert [(item.line, item.problem) for item in file] == [(i, source[i - 1]["problem"]) for i in (1, 2, 3)]
     assert file[1].extra == {"nested": {"a": [[1], {}]}}
     assert file[1].options == ("A. [x]", 'B. "{y}"')
-    assert list(file.problem_ids()) == ["5", "3", "9"]
 
 
 @pytest.mark.parametrize("index", [3, -4])
@@ -112,35 +111,45 @@ def test_a_broken_line_does_not_hide_the_others(tmp_path):
     assert broken[1].startswith("not valid JSON in UTF-8: Expecting property name")
 
 
-def test_a_broken_list_element_does_not_hide_the_others(tmp_path):
-    path = tmp_path / "data.json"
-    path.write_text(f"[{json.dumps(record(1))}, {{'single': quotes}}, {json.dumps(record(3))}]")
-    (first, broken, last) = places(path)
-    assert (first, last) == ((1, "1"), (3, "3"))
-    assert broken[0] == 2
-    assert broken[1].startswith("not valid JSON in UTF-8")
+def test_an_element_of_a_list_that_is_no_record_does_not_hide_the_others(tmp_path):
+    path = write(tmp_path / "data", [record(1), 5, [record(2)], record(3)], "indented list")
+    assert places(path) == [
+        (1, "1"),
+        (2, "a record is an object {...}; given int: '5'."),
+        (3, f"a record is an object {{...}}; given list: {str([record(2)])[:60]!r}."),
+        (4, "3"),
+    ]
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "message"),
+    ("text", "element", "line", "message"),
     [
-        ("[%(one)s %(two)s]", 2, "'' stands between two records of the list, where ',' belongs"),
-        ("[%(one)s, 5, %(two)s]", 2, "', 5,' stands between"),
-        ("[%(one)s, %(two)s,]", 3, "',' stands between two records of the list, where '' belongs"),
-        ("[, %(one)s, %(two)s]", 1, "',' stands between"),
-        ("[%(one)s, %(two)s] %(one)s", 3, "text follows the end of the list"),
-        ("[%(one)s, %(two)s", 3, "the list never ends"),
-        ('[%(one)s, %(two)s, {"problem_id": "3, "a": 1}]', 3, "the list never ends"),
+        ("[\n%(one)s\n%(two)s]", 2, 3, "Expecting ',' delimiter"),
+        ("[\n%(one)s,\n{'single': quotes},\n%(two)s]", 2, 3, "Expecting property name"),
+        ("[%(one)s,\n%(two)s,\n]", 3, 3, "Expecting value"),
+        ("[, %(one)s, %(two)s]", 1, 1, "Expecting value"),
+        ("[%(one)s, %(two)s]\n%(one)s", 3, 1, "Extra data"),
+        ("[%(one)s,\n%(two)s", 3, 2, "Expecting ',' delimiter"),
+        ('[%(one)s, %(two)s,\n{"problem_id": "3, "a": 1}]', 3, 2, "Expecting ',' delimiter"),
     ],
 )
-def test_a_fault_in_the_structure_of_a_list_is_a_problem_with_its_place(tmp_path, text, line, message):
+def test_a_syntax_error_in_a_list_is_a_problem_with_its_element_and_line(tmp_path, text, element, line, message):
     path = tmp_path / "data.json"
     path.write_text(text % {"one": json.dumps(record(1)), "two": json.dumps(record(2))})
-    problems = [item for item in scan(path) if isinstance(item, RecordProblem)]
-    assert [problem.line for problem in problems] == [line]
-    assert message in problems[0].message
+    *before, problem = scan(path)
+    assert [item.line for item in before] == list(range(1, element))
+    assert problem.line == element
+    assert problem.message.startswith(f"not valid JSON in UTF-8: {message}")
+    assert f": line {line} column" in problem.message
     with pytest.raises(ValueError, match="is not a valid data file: 1 problem"):
         RecordFile(path, tmp_path)
+
+
+def test_a_list_that_is_not_utf_8_is_a_problem(tmp_path):
+    path = tmp_path / "data.json"
+    path.write_bytes(json.dumps([record(1)], ensure_ascii=False).encode("latin-1"))
+    (problem,) = scan(path)
+    assert "'utf-8' codec can't decode byte 0xfc" in problem.message
 
 
 @pytest.mark.parametrize("text", ["", "\n \n", "[]", " [ ] "])
@@ -178,7 +187,6 @@ def test_a_set_joins_files_and_allows_the_same_id_in_two_of_them(tmp_path):
         f"{second}:1 (problem_id 2)",
         f"{second}:3 (problem_id 4)",
     ]
-    assert list(records.problem_ids()) == ["1", "2", "2", "3", "4"]
     assert records.data_root == tmp_path
     with pytest.raises(IndexError):
         records[5]
@@ -194,13 +202,6 @@ def test_a_set_refuses_nothing_repeated_files_and_mixed_roots(tmp_path):
         open_records([path, tmp_path / "sub" / ".." / "data"], tmp_path)
     with pytest.raises(ValueError, match=r"share one data root; given: .*, .*sub"):
         RecordSet([RecordFile(path, tmp_path), RecordFile(other, tmp_path / "sub")])
-
-
-def test_describe_counts_kinds(tmp_path):
-    image = record(3, data_type="image", problem_type="OCR")
-    file = RecordFile(write(tmp_path / "data", [record(1), image, record(2)]), tmp_path)
-    assert file.describe() == f"{tmp_path}/data: 3 records (2 video free-form, 1 image OCR)"
-    assert RecordSet([file]).describe() == file.describe()
 
 
 def test_media_path_stays_below_the_root(tmp_path):

@@ -15,7 +15,7 @@ from datamodules.types import PromptBatch, SFTBatch
 from datamodules.video.frame_sampling import EVAL, TRAIN, FrameConfig
 from datamodules.video_datamodule import VideoDataModule
 
-PROFILE = FrameConfig(num_frames=4, min_pixels=784, max_pixels=3136, image_max_pixels=3136)
+FRAMES = FrameConfig(num_frames=4, min_pixels=784, max_pixels=3136, image_max_pixels=3136)
 TEMPLATE = PromptTemplate(question=" {problem}{options}", instruction="", type_sentences={}, target_separator="")
 
 
@@ -28,8 +28,8 @@ def build(tiny_folder, mixed_data):
             "data_root": str(mixed_data.parent),
             "train_files": [str(mixed_data)],
             "prompt": TEMPLATE,
-            "train_frames": PROFILE,
-            "eval_frames": PROFILE,
+            "train_frames": FRAMES,
+            "eval_frames": FRAMES,
             "num_workers": 0,
             **options,
         }
@@ -46,7 +46,7 @@ def ids(batches):
     return [prompt.record.problem_id for batch in batches for prompt in batch.prompts]
 
 
-def test_training_and_evaluation_profiles_are_the_published_ones(build, mixed_data):
+def test_training_and_evaluation_frames_are_the_published_ones(build, mixed_data):
     files = {f"{stage}_files": [str(mixed_data)] for stage in ("val", "test", "predict")}
     data = build(train_frames=TRAIN, eval_frames=EVAL, **files)
     default = VideoDataModule("any")
@@ -54,7 +54,7 @@ def test_training_and_evaluation_profiles_are_the_published_ones(build, mixed_da
     for stage in ("fit", "test", "predict"):
         data.setup(stage)
     loaders = [data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()]
-    assert [loader.dataset.profile for loader in loaders] == [TRAIN, EVAL, EVAL, EVAL]
+    assert [loader.dataset.config for loader in loaders] == [TRAIN, EVAL, EVAL, EVAL]
     # A square clip is enlarged: sqrt(128) = 11.3, so to 12 tokens of 28 pixels; sqrt(256) = 16 exactly.
     clips = [loader.dataset[0].frames for loader in loaders[:2]]
     assert [tuple(clip.shape[2:]) for clip in clips] == [(12 * 28, 12 * 28), (16 * 28, 16 * 28)]
@@ -139,7 +139,7 @@ def test_the_loader_keeps_the_samplers_order(build, num_workers):
 
 
 @pytest.mark.parametrize(
-    ("profile", "message"),
+    ("sizes", "message"),
     [
         (
             {"patch_size": 16, "max_pixels": 4096},
@@ -150,9 +150,9 @@ def test_the_loader_keeps_the_samplers_order(build, num_workers):
     ],
 )
 @pytest.mark.parametrize("name", ["train_frames", "eval_frames"])
-def test_patch_sizes_must_be_those_of_the_model(build, profile, message, name):
+def test_patch_sizes_must_be_those_of_the_model(build, sizes, message, name):
     with pytest.raises(ValueError, match=message):
-        build("fit", **{name: FrameConfig(num_frames=4, min_pixels=784, **{"max_pixels": 3136, **profile})})
+        build("fit", **{name: FrameConfig(num_frames=4, min_pixels=784, **{"max_pixels": 3136, **sizes})})
 
 
 def test_a_checkpoint_without_a_vision_tower_is_refused(build, tmp_path):
@@ -160,7 +160,7 @@ def test_a_checkpoint_without_a_vision_tower_is_refused(build, tmp_path):
     data = build()
     data.model_name_or_path = str(tmp_path)
     with pytest.raises(ValueError, match=r"where no config of a vision tower was found\. Give the folder"):
-        data.check_patch_sizes(PROFILE)
+        data.check_patch_sizes(FRAMES)
 
 
 class Witness(L.LightningModule):

@@ -30,8 +30,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from datamodules.video.frame_sampling import TRAIN, frame_indices
-from datamodules.video.types import VideoClip
-from datamodules.video.video_reader import READERS, VideoReadError, read_video, resize
+from datamodules.video.types import VideoClip, VideoReadError
+from datamodules.video.video_reader import READERS, read_video, resize
 from tests.performance.video_cases import VideoCase, count_frames, frame_number, full_decode, write_case
 
 RESULTS = Path(__file__).parent / "results" / "video_reader.json"

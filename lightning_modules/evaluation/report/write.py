@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamodules.atomic_file import write_atomically
+from datamodules.whole_files import write_whole
 from lightning_modules.evaluation.report.comparison import comparison_section
 from lightning_modules.evaluation.report.examples import make_examples
 from lightning_modules.evaluation.report.render import render_html, render_markdown
@@ -74,8 +74,8 @@ def write_report(
         html=target / "report.html",
         without_frames=sum(example.strip is None and example.prediction.path is not None for example in shown),
     )
-    write_atomically(files.markdown, render_markdown(title, lead, sections))
-    write_atomically(files.html, render_html(title, lead, page_sections, shown))
+    write_whole(files.markdown, render_markdown(title, lead, sections))
+    write_whole(files.html, render_html(title, lead, page_sections, shown))
     return files
 
 

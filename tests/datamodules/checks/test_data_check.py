@@ -18,14 +18,14 @@ from rewards.suite import RewardSuite
 from rewards.types import ProblemType
 from tests.datamodules.synthetic.mixed_dataset import write_mixed_dataset
 
-PROFILE = FrameConfig(num_frames=8, min_pixels=56 * 56, max_pixels=56 * 56)
+FRAMES = FrameConfig(num_frames=8, min_pixels=56 * 56, max_pixels=56 * 56)
 SUITE = RewardSuite([AccuracyReward(), FormatReward(weight=0.5)])
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """Six records: two videos of 56 x 56, three images of 84 x 56, one text."""
-    return write_mixed_dataset(tmp_path_factory.mktemp("doctor") / "mixed", seed=0, count=6)
+    return write_mixed_dataset(tmp_path_factory.mktemp("check") / "mixed", seed=0, count=6)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def copy(sound, tmp_path):
 
 
 def checked(path, **arguments):
-    return check_data(scan(path), path.parent, PROFILE, progress=False, **arguments)
+    return check_data(scan(path), path.parent, FRAMES, progress=False, **arguments)
 
 
 def test_sound_data_has_counts_and_tokens_and_no_problems(sound):
@@ -65,7 +65,7 @@ def test_headers_and_threads_give_the_same_report(sound, arguments):
 
 
 def test_a_record_set_can_be_checked(sound):
-    report = check_data(open_records([sound], sound.parent), sound.parent, PROFILE, progress=False)
+    report = check_data(open_records([sound], sound.parent), sound.parent, FRAMES, progress=False)
     assert report == checked(sound)
 
 
@@ -145,7 +145,7 @@ def test_a_limit_holds_for_media_but_not_for_records(copy):
 
 
 def test_nothing_is_not_fine():
-    assert not check_data([], ".", PROFILE, progress=False).ok
+    assert not check_data([], ".", FRAMES, progress=False).ok
 
 
 def test_the_rendered_report_has_quantiles_and_the_largest_prompts():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from datamodules.synthetic.dataset import NUM_CHOICES, corpus, questions, write_dataset
-from datamodules.synthetic.generated_folder import MANIFEST
+from datamodules.synthetic.generated_folder import STAMP
 from datamodules.synthetic.scene import COLORS, FRAMES, Flash, Scene, render
 from rewards.types import ProblemType
 from tests.datamodules.synthetic.mixed_dataset import write_mixed_dataset
@@ -38,7 +38,7 @@ def visible_colors(scene):
     """Colors of the flashes in order, each checked to be visible in exactly its frames."""
     frames = render(scene)
     for flash in scene.flashes:
-        x, y = (int(share * scene.width) for share in flash.center)
+        x, y = (int(fraction * scene.width) for fraction in flash.center)
         shown = (frames[:, y, x] == COLORS[flash.color]).all(-1)
         assert shown[flash.start : flash.stop].all()
     return [flash.color for flash in scene.flashes]
@@ -101,12 +101,12 @@ def test_the_erring_teacher_takes_the_first_color_for_the_last_and_misses_the_la
     assert prone[True] > 10 and prone[False] > 10
 
 
-def test_teacher_error_is_the_share_of_errors_among_prone_questions():
+def test_teacher_error_is_the_fraction_of_errors_among_prone_questions():
     outcomes = Counter()
     for question in questions(np.random.default_rng(4), 2000, teacher_error=0.7):
         if question.task == "count" and question.scene.flashes[-1].stop == FRAMES:
             outcomes[question.solution == f"<answer>{len(question.scene.flashes)}</answer>"] += 1
-    # About 625 prone questions: the standard deviation of the share is sqrt(0.7 * 0.3 / 625) = 0.018.
+    # About 625 prone questions: the standard deviation of the fraction is sqrt(0.7 * 0.3 / 625) = 0.018.
     assert outcomes[False] / outcomes.total() == pytest.approx(0.7, abs=0.06)
 
 
@@ -180,7 +180,7 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["notes.txt", MANIFEST])
+@pytest.mark.parametrize("name", ["notes.txt", STAMP])
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path, name):
     foreign = tmp_path / "data" / name
     foreign.parent.mkdir()

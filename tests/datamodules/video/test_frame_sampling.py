@@ -10,11 +10,11 @@ import torch
 from datamodules.video.frame_sampling import EVAL, TRAIN, FrameConfig, plan_frames, plan_image_size
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "frame_sampling.json").read_text())["rows"]
-PROFILES = {"train": TRAIN, "eval": EVAL}
+CONFIGS = {"train": TRAIN, "eval": EVAL}
 
 
 def arguments(row: dict) -> tuple:
-    return row["total_frames"], row["fps"], row["height"], row["width"], PROFILES[row["profile"]]
+    return row["total_frames"], row["fps"], row["height"], row["width"], CONFIGS[row["profile"]]
 
 
 @pytest.mark.parametrize("row", [row for row in GOLDEN if "error" not in row], ids=str)
@@ -23,7 +23,7 @@ def test_plan_equals_the_reference(row: dict) -> None:
     assert list(plan.indices) == row["indices"]
     assert [plan.height, plan.width] == row["resized"]
     assert plan.sample_fps == row["sample_fps"]
-    grid = PROFILES[row["profile"]].grid
+    grid = CONFIGS[row["profile"]].grid
     assert len(plan.indices) // 2 * (plan.height // grid) * (plan.width // grid) == row["video_tokens"]
 
 
@@ -38,9 +38,9 @@ def test_every_reference_error_is_accounted_for() -> None:
     assert {row["total_frames"] == 1 or "aspect ratio" in row["error"] for row in errors} == {True}
 
 
-@pytest.mark.parametrize("profile", [TRAIN, EVAL])
-def test_one_frame_fills_one_temporal_patch(profile: FrameConfig) -> None:
-    plan = plan_frames(1, 30, 100, 100, profile)
+@pytest.mark.parametrize("config", [TRAIN, EVAL])
+def test_one_frame_fills_one_temporal_patch(config: FrameConfig) -> None:
+    plan = plan_frames(1, 30, 100, 100, config)
     assert plan.indices == (0, 0)
     # One temporal patch lasts 2 / sample_fps seconds; the clip lasts 1 / 30 s, so sample_fps = 60.
     assert plan.sample_fps == 60
@@ -89,7 +89,7 @@ def test_temporal_patches_of_another_size() -> None:
         ({"image_max_pixels": 700, "image_min_pixels": 1}, "28 x 28 = 784 pixels"),
     ],
 )
-def test_profile_says_what_is_wrong(values: dict, message: str) -> None:
+def test_a_frame_config_says_what_is_wrong(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FrameConfig(**values)
 

@@ -14,10 +14,11 @@ from datamodules.media import read_media
 from datamodules.records import RecordFile, scan
 from datamodules.video.frame_sampling import FrameConfig, frame_indices, plan_frames
 from datamodules.video.time_range import time_range
-from datamodules.video.video_reader import TimeRangeError, VideoReadError, probe_video, read_video, resize
+from datamodules.video.types import TimeRangeError, VideoReadError
+from datamodules.video.video_reader import probe_video, read_video, resize
 from tests.performance.video_cases import VideoCase, frame_number, write_case
 
-PROFILE = FrameConfig(num_frames=8, min_pixels=28 * 28, max_pixels=64 * 96)
+FRAMES = FrameConfig(num_frames=8, min_pixels=28 * 28, max_pixels=64 * 96)
 PLAIN = VideoCase(name="plain", width=96, height=64, frames=100)
 """100 frames at 30 per second: 3.333 s."""
 VARIABLE = replace(PLAIN, name="variable rate", variable_rate=True, gop=30)
@@ -58,8 +59,8 @@ def test_a_stretch_equals_a_full_decode_of_it(
 ) -> None:
     path = clip_of(case, folder)
     truth = decoded_within(path, Fraction(str(start or 0)), Fraction(str(end or 100)))
-    clip = read_video(path, PROFILE, start=start, end=end)
-    plan = plan_frames(len(truth), 30, 64, 96, PROFILE)
+    clip = read_video(path, FRAMES, start=start, end=end)
+    plan = plan_frames(len(truth), 30, 64, 96, FRAMES)
     assert torch.equal(clip.frames, torch.stack([resize(truth[i], plan.height, plan.width) for i in plan.indices]))
     seconds = (end or probe_video(path).duration) - (start or 0)
     assert clip.sample_fps == pytest.approx(len(plan.indices) / seconds)
@@ -70,51 +71,51 @@ def test_a_stretch_equals_a_full_decode_of_it(
 
 def test_boundaries_by_hand(folder: Path) -> None:
     # A frame every 1/30 s: frame 15 appears at 0.5 s and belongs to the stretch, frame 21 at 0.7 s does not.
-    clip = read_video(clip_of(PLAIN, folder), PROFILE, start=0.5, end=0.7)
+    clip = read_video(clip_of(PLAIN, folder), FRAMES, start=0.5, end=0.7)
     assert [frame_number(frame) for frame in clip.frames] == [15, 16, 17, 18, 19, 20]
     assert clip.sample_fps == pytest.approx(6 / 0.2)
     # Gaps of 4, 1, 9, 2, 4 ticks of 1/120 s: frames 0 to 6 appear at 0, 4, 5, 14, 16, 20, 24 ticks. From 0.04 s
     # (4.8 ticks) to 0.2 s (24 ticks) these are frames 2 to 5; two frames per patch, so all four are taken.
-    clip = read_video(clip_of(VARIABLE, folder), PROFILE, start=0.04, end=0.2)
+    clip = read_video(clip_of(VARIABLE, folder), FRAMES, start=0.04, end=0.2)
     assert [frame_number(frame) for frame in clip.frames] == [2, 3, 4, 5]
     assert clip.sample_fps == pytest.approx(4 / 0.16)
 
 
 def test_the_whole_video_as_a_stretch_is_the_video(folder: Path) -> None:
     path = clip_of(PLAIN, folder)
-    whole = read_video(path, PROFILE)
+    whole = read_video(path, FRAMES)
     for end in (None, 3.5, 4.3):  # up to a second beyond the end
-        stretch = read_video(path, PROFILE, start=0, end=end)
+        stretch = read_video(path, FRAMES, start=0, end=end)
         assert torch.equal(stretch.frames, whole.frames)
         assert stretch.sample_fps == whole.sample_fps
 
 
 def test_files_that_are_decoded_in_full_are_cut_too(folder: Path) -> None:
     path = clip_of(replace(PLAIN, name="without presentation times", suffix=".avi"), folder)
-    clip = read_video(path, PROFILE, start=1, end=2)
+    clip = read_video(path, FRAMES, start=1, end=2)
     shown = range(30, 60)
-    assert [frame_number(frame) for frame in clip.frames] == [shown[i] for i in frame_indices(30, PROFILE)]
+    assert [frame_number(frame) for frame in clip.frames] == [shown[i] for i in frame_indices(30, FRAMES)]
 
 
 @pytest.mark.parametrize("reader", ["decord", "torchcodec"])
 def test_other_readers_cut_by_their_rate(reader: str, folder: Path) -> None:
     path = clip_of(PLAIN, folder)
     try:
-        clip = read_video(path, PROFILE, reader, start=0.5, end=2.3)
+        clip = read_video(path, FRAMES, reader, start=0.5, end=2.3)
     except ImportError as error:
         pytest.skip(str(error))
-    exact = read_video(path, PROFILE, start=0.5, end=2.3)
+    exact = read_video(path, FRAMES, start=0.5, end=2.3)
     assert [frame_number(frame) for frame in clip.frames] == [frame_number(frame) for frame in exact.frames]
     assert clip.sample_fps == pytest.approx(exact.sample_fps)
     with pytest.raises(TimeRangeError, match=r"plain\.mp4: the range from 5 s to 6 s lies beyond .* lasts 3\.333 s"):
-        read_video(path, PROFILE, reader, start=5, end=6)
+        read_video(path, FRAMES, reader, start=5, end=6)
 
 
 def test_stretches_outside_the_video_are_refused(folder: Path) -> None:
     path = clip_of(PLAIN, folder)
     for start, end in ((3.4, None), (0, 4.4), (20, 30)):
         with pytest.raises(TimeRangeError, match=r"lies beyond the end of the video, which lasts 3\.333 s"):
-            read_video(path, PROFILE, start=start, end=end)
+            read_video(path, FRAMES, start=start, end=end)
     # Frame 3 appears at 0.1 s, frame 4 at 0.133 s: none between 0.101 and 0.102 s.
     with pytest.raises(
         TimeRangeError, match=r"no frame .*100 frames in 3\.333 s.* the range from 0\.101 s to 0\.102 s"
@@ -155,9 +156,9 @@ def written(folder: Path, **fields: object) -> Path:
 def test_records_carry_their_times(folder: Path) -> None:
     path = clip_of(PLAIN, folder)
     record = RecordFile(written(folder, start=0.5, end=0.7), folder)[0]
-    assert torch.equal(read_media(record, folder, PROFILE).frames, read_video(path, PROFILE, start=0.5, end=0.7).frames)
+    assert torch.equal(read_media(record, folder, FRAMES).frames, read_video(path, FRAMES, start=0.5, end=0.7).frames)
     unclipped = RecordFile(written(folder, start=None, end=None), folder)[0]
-    assert torch.equal(read_media(unclipped, folder, PROFILE).frames, read_video(path, PROFILE).frames)
+    assert torch.equal(read_media(unclipped, folder, FRAMES).frames, read_video(path, FRAMES).frames)
 
 
 @pytest.mark.parametrize(
@@ -175,9 +176,9 @@ def test_wrong_times_name_the_record_and_are_findings(
     clip_of(PLAIN, folder)
     file = written(folder, **times)
     with pytest.raises(error, match=rf"records \d+\.json:1 \(problem_id 7\): .*{message}") as caught:
-        read_media(RecordFile(file, folder)[0], folder, PROFILE)
+        read_media(RecordFile(file, folder)[0], folder, FRAMES)
     assert isinstance(caught.value, VideoReadError) == (error is TimeRangeError)
-    (finding,) = check_data(scan(file), folder, PROFILE, decode=decode, progress=False).problems
+    (finding,) = check_data(scan(file), folder, FRAMES, decode=decode, progress=False).problems
     assert (finding.kind, finding.where) == (kind, f"{file}:1 (problem_id 7)")
 
 
@@ -185,6 +186,6 @@ def test_wrong_times_name_the_record_and_are_findings(
 def test_the_check_counts_the_tokens_of_the_stretch(decode: bool, folder: Path) -> None:
     clip_of(PLAIN, folder)
     report = check_data(
-        scan(written(folder, start=0.5, end=0.7)), folder, PROFILE, decode=decode, progress=False
+        scan(written(folder, start=0.5, end=0.7)), folder, FRAMES, decode=decode, progress=False
     )  # six frames: three temporal patches of 64 / 28 -> 2 by 96 / 28 -> 3 tokens
     assert [size.vision for size in report.sizes] == [3 * 2 * 3]

@@ -16,11 +16,12 @@ from PIL import Image
 from datamodules.video.frame_sampling import FrameConfig, frame_indices, plan_frames
 from datamodules.video.packet_index import PacketEntry, PacketIndex, Run
 from datamodules.video.pyav_reader import CountedVideo, IndexedVideo, IndexMismatch
+from datamodules.video.types import VideoReadError
 from datamodules.video.video_file import upright
-from datamodules.video.video_reader import READERS, VideoReadError, probe_video, read_image, read_video, resize
+from datamodules.video.video_reader import READERS, probe_video, read_image, read_video, resize
 from tests.performance.video_cases import VideoCase, frame_number, full_decode, write_case
 
-PROFILE = FrameConfig(num_frames=16, min_pixels=28 * 28, max_pixels=64 * 96)
+FRAMES = FrameConfig(num_frames=16, min_pixels=28 * 28, max_pixels=64 * 96)
 PLAIN = VideoCase(name="plain", width=96, height=64, frames=100)
 INDEXED = (
     PLAIN,
@@ -60,8 +61,8 @@ def clip_of(case: VideoCase, folder: Path) -> Path:
 def assert_reads_exactly(path: Path) -> None:
     """Default reader == full decode, frame choice and resizing included."""
     truth = list(full_decode(path))
-    clip = read_video(path, PROFILE)
-    plan = plan_frames(len(truth), 30, *truth[0].shape[-2:], PROFILE)
+    clip = read_video(path, FRAMES)
+    plan = plan_frames(len(truth), 30, *truth[0].shape[-2:], FRAMES)
     assert torch.equal(clip.frames, torch.stack([resize(truth[i], plan.height, plan.width) for i in plan.indices]))
     assert clip.frames.dtype == torch.uint8
     assert clip.frames.is_contiguous()
@@ -102,7 +103,7 @@ def test_edit_list_hides_frames_and_rates_are_averages(folder: Path) -> None:
     hidden = probe_video(clip_of(next(case for case in INDEXED if case.name == "edit list"), folder))
     assert (hidden.total_frames, hidden.fps, hidden.width, hidden.height) == (77, 30, 96, 64)
     assert hidden.duration == pytest.approx(77 / 30)
-    clip = read_video(clip_of(replace(PLAIN, name="edit list", trimmed=23, gop=30), folder), PROFILE)
+    clip = read_video(clip_of(replace(PLAIN, name="edit list", trimmed=23, gop=30), folder), FRAMES)
     assert clip.sample_fps == pytest.approx(16 / 77 * 30)
     # 99 gaps: 19 rounds of 4 + 1 + 9 + 2 + 4 = 20 ticks, then 4 + 1 + 9 + 2 = 16; 396 ticks of 1 / 120 s = 3.3 s.
     varying = probe_video(clip_of(replace(PLAIN, name="variable rate", variable_rate=True, gop=30), folder))
@@ -110,7 +111,7 @@ def test_edit_list_hides_frames_and_rates_are_averages(folder: Path) -> None:
 
 
 def test_one_frame_clip_is_repeated(folder: Path) -> None:
-    clip = read_video(clip_of(replace(PLAIN, name="one frame", frames=1), folder), PROFILE)
+    clip = read_video(clip_of(replace(PLAIN, name="one frame", frames=1), folder), FRAMES)
     assert clip.frames.shape[0] == 2
     assert torch.equal(clip.frames[0], clip.frames[1])
     assert clip.sample_fps == 60
@@ -135,9 +136,9 @@ def test_rotation_tag_is_applied(degrees: int, folder: Path) -> None:
     metadata = probe_video(path)
     assert (metadata.width, metadata.height) == ((96, 64) if degrees == 180 else (64, 96))
     upright_truth = [torch.rot90(frame, degrees // 90, (1, 2)) for frame in full_decode(path)]
-    plan = plan_frames(4, 30, metadata.height, metadata.width, PROFILE)
+    plan = plan_frames(4, 30, metadata.height, metadata.width, FRAMES)
     expected = torch.stack([resize(frame, plan.height, plan.width) for frame in upright_truth])
-    assert torch.equal(read_video(path, PROFILE).frames, expected)
+    assert torch.equal(read_video(path, FRAMES).frames, expected)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_long_videos_are_not_decoded_whole(folder: Path) -> None:
     path = clip_of(replace(PLAIN, name="long", frames=1000, gop=20), folder)
     assert_reads_exactly(path)
     with IndexedVideo(path) as video:
-        runs = video.index.runs(frame_indices(1000, PROFILE))
+        runs = video.index.runs(frame_indices(1000, FRAMES))
     assert len(runs) == 16
     assert sum(run.stop - run.start + 1 for run in runs) < 250
 
@@ -249,10 +250,10 @@ def cut(path: Path, share: float) -> Path:
 def test_cut_off_files_are_refused(folder: Path) -> None:
     fast_start = write_case(replace(PLAIN, name="fast start", index_first=True), folder)
     with pytest.raises(VideoReadError, match=r"cut_0\.6_fast_start\.mp4: it is cut off .*re-encode"):
-        read_video(cut(fast_start, 0.6), PROFILE)
+        read_video(cut(fast_start, 0.6), FRAMES)
     index_last = write_case(replace(PLAIN, name="index last"), folder)
     with pytest.raises(VideoReadError, match="cannot be opened as a video"):
-        read_video(cut(index_last, 0.6), PROFILE)
+        read_video(cut(index_last, 0.6), FRAMES)
     matroska = write_case(replace(PLAIN, name="cut", suffix=".mkv", frames=300), folder)
     with pytest.raises(VideoReadError, match=r"cut off: \d\.\d\d s of the 10\.00 s that its header names"):
         probe_video(cut(matroska, 0.6))
@@ -267,14 +268,14 @@ def test_damaged_frames_are_refused(folder: Path) -> None:
     data[middle : middle + 2000] = bytes(2000)
     path.write_bytes(data)
     with pytest.raises(VideoReadError, match=r"damaged\.mp4: (packet|frame) \d+ .*(cannot be decoded|is damaged)"):
-        read_video(path, replace(PROFILE, num_frames=100))
+        read_video(path, replace(FRAMES, num_frames=100))
 
 
 def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
     import av
 
     with pytest.raises(VideoReadError, match=r"absent\.mp4: the file does not exist\. Check the path"):
-        read_video(tmp_path / "absent.mp4", PROFILE)
+        read_video(tmp_path / "absent.mp4", FRAMES)
     (tmp_path / "text.mp4").write_text("not a video")
     with pytest.raises(VideoReadError, match=r"text\.mp4: it cannot be opened as a video"):
         probe_video(tmp_path / "text.mp4")
@@ -284,51 +285,51 @@ def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
         sound.sample_rate = 8000
         container.mux(stream.encode(sound))
     with pytest.raises(VideoReadError, match=r"sound\.wav: it has no video stream"):
-        read_video(tmp_path / "sound.wav", PROFILE)
+        read_video(tmp_path / "sound.wav", FRAMES)
     with av.open(str(tmp_path / "empty.mp4"), "w", container_options={"movflags": "empty_moov"}) as container:
         stream = container.add_stream("mpeg4", rate=25)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
         container.start_encoding()
     with pytest.raises(VideoReadError, match=r"empty\.mp4: its video stream holds no frames"):
-        read_video(tmp_path / "empty.mp4", PROFILE)
+        read_video(tmp_path / "empty.mp4", FRAMES)
 
 
 def test_thin_videos_name_their_file(tmp_path: Path) -> None:
     path = write_case(replace(PLAIN, name="thin", width=1608, height=8, frames=3, codec="mpeg4"), tmp_path)
     with pytest.raises(VideoReadError, match=r"thin\.mp4: The media is 1608 x 8 pixels, an aspect ratio of 201"):
-        read_video(path, PROFILE)
+        read_video(path, FRAMES)
 
 
 def test_unknown_reader_is_refused() -> None:
     with pytest.raises(ValueError, match="Unknown video reader 'cv2'; choose one of pyav, decord, torchcodec"):
-        read_video("any.mp4", PROFILE, reader="cv2")
+        read_video("any.mp4", FRAMES, reader="cv2")
 
 
 def test_decord_reads_plain_files(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("decord")
     path = clip_of(PLAIN, folder)
-    clip, exact = read_video(path, PROFILE, reader="decord"), read_video(path, PROFILE)
+    clip, exact = read_video(path, FRAMES, reader="decord"), read_video(path, FRAMES)
     assert [frame_number(frame) for frame in clip.frames] == [frame_number(frame) for frame in exact.frames]
     assert clip.sample_fps == pytest.approx(exact.sample_fps)
     (tmp_path / "text.mp4").write_text("not a video")
     for name in ("text.mp4", "absent.mp4"):
         with pytest.raises(VideoReadError, match=f"{name}: "):
-            read_video(tmp_path / name, PROFILE, reader="decord")
+            read_video(tmp_path / name, FRAMES, reader="decord")
 
 
 def test_torchcodec_reads_plain_files(folder: Path, tmp_path: Path) -> None:
     path = clip_of(PLAIN, folder)
     try:
-        clip = read_video(path, PROFILE, reader="torchcodec")
+        clip = read_video(path, FRAMES, reader="torchcodec")
     except ImportError as error:
         pytest.skip(str(error))
-    exact = read_video(path, PROFILE)
+    exact = read_video(path, FRAMES)
     assert [frame_number(frame) for frame in clip.frames] == [frame_number(frame) for frame in exact.frames]
     assert clip.sample_fps == pytest.approx(exact.sample_fps)
     (tmp_path / "text.mp4").write_text("not a video")
     for name in ("text.mp4", "absent.mp4"):
         with pytest.raises(VideoReadError, match=f"{name}: "):
-            read_video(tmp_path / name, PROFILE, reader="torchcodec")
+            read_video(tmp_path / name, FRAMES, reader="torchcodec")
 
 
 def test_torchcodec_without_ffmpeg_does_not_blame_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +341,7 @@ def test_torchcodec_without_ffmpeg_does_not_blame_the_file(folder: Path, monkeyp
     monkeypatch.setitem(sys.modules, "torchcodec", types.ModuleType("torchcodec"))
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", module)
     with pytest.raises(ImportError, match=r"Install FFmpeg's shared libraries .* or use `reader: pyav`"):
-        read_video(clip_of(PLAIN, folder), PROFILE, reader="torchcodec")
+        read_video(clip_of(PLAIN, folder), FRAMES, reader="torchcodec")
 
 
 def test_every_reader_name_is_listed() -> None:
@@ -352,7 +353,7 @@ def test_image_is_turned_converted_and_resized(tmp_path: Path) -> None:
     tags = picture.getexif()
     tags[0x0112] = 6  # turn a quarter clockwise to show
     picture.save(tmp_path / "turned.png", exif=tags)
-    clip = read_image(tmp_path / "turned.png", PROFILE)
+    clip = read_image(tmp_path / "turned.png", FRAMES)
     # 60 x 40 shown as 40 x 60; 40 / 28 = 1.43 -> 1, 60 / 28 = 2.14 -> 2; 28 * 56 = 1568 < 4 * 784, so enlarged by
     # sqrt(3136 / 2400) = 1.143: 45.7 -> 56, 68.6 -> 84.
     assert clip.frames.shape == (1, 3, 56, 84)
@@ -365,21 +366,21 @@ def test_image_is_turned_converted_and_resized(tmp_path: Path) -> None:
 def test_images_of_every_mode_become_rgb(mode: str, tmp_path: Path) -> None:
     path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
     Image.new(mode, (56, 56)).save(path)
-    frames = read_image(path, PROFILE).frames
+    frames = read_image(path, FRAMES).frames
     assert frames.shape == (1, 3, 56, 56)
     assert frames.dtype == torch.uint8
 
 
 def test_bad_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(VideoReadError, match=r"absent\.png: the file does not exist"):
-        read_image(tmp_path / "absent.png", PROFILE)
+        read_image(tmp_path / "absent.png", FRAMES)
     (tmp_path / "text.png").write_text("not an image")
     with pytest.raises(VideoReadError, match=r"text\.png: it cannot be read as an image"):
-        read_image(tmp_path / "text.png", PROFILE)
+        read_image(tmp_path / "text.png", FRAMES)
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
     Image.fromarray(noise).save(tmp_path / "whole.png")
     with pytest.raises(VideoReadError, match="cannot be read as an image"):
-        read_image(cut(tmp_path / "whole.png", 0.5), PROFILE)
+        read_image(cut(tmp_path / "whole.png", 0.5), FRAMES)
     Image.new("RGB", (201, 1)).save(tmp_path / "thin.png")
     with pytest.raises(VideoReadError, match=r"thin\.png: The media is 201 x 1 pixels"):
-        read_image(tmp_path / "thin.png", PROFILE)
+        read_image(tmp_path / "thin.png", FRAMES)

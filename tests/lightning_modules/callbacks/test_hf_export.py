@@ -85,8 +85,8 @@ def test_default_folder_is_made_and_announced(tmp_path: Path, caplog: pytest.Log
 
 def test_former_export_is_replaced_as_a_whole(tmp_path: Path):
     folder = former_export(tmp_path / "final")
-    (tmp_path / ".final.partial").mkdir()
-    (tmp_path / ".final.partial" / "rest of a crashed export").touch()
+    (tmp_path / ".final.1.partial").mkdir()
+    (tmp_path / ".final.1.partial" / "rest of a crashed export").touch()
     fit(Exporter(), tmp_path, HFExport(str(folder)))
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert (folder / "model.safetensors").read_text() == "new"

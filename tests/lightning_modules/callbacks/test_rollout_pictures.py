@@ -142,11 +142,11 @@ def test_steps_that_jump_over_a_multiple_are_drawn(tmp_path: Path):
 def test_validation_is_drawn_once_with_its_own_rollouts(tmp_path: Path):
     fit(Sampler(), tmp_path, RolloutPictures(groups_per_step=3), batches=2, logger=tensorboard(tmp_path))
     read = events(tmp_path)
-    tags = {tag for tag in read.Tags()["images"] if tag.startswith("validation/")}
+    tags = {tag for tag in read.Tags()["images"] if tag.startswith("val/")}
     # One group per batch, four batches, of which the first three groups; the sanity check at step 0 is not drawn.
-    assert tags == {f"validation/rollouts/{n}" for n in range(3)}
-    assert [event.step for event in read.Images("validation/rollouts/0")] == [2]
-    text = read.Tensors("validation/rollouts/0/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert tags == {f"val/rollouts/{n}" for n in range(3)}
+    assert [event.step for event in read.Images("val/rollouts/0")] == [2]
+    text = read.Tensors("val/rollouts/0/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "problem_id validation" in text
 
 

@@ -116,7 +116,7 @@ def test_fine_tuning_and_evaluation_name_their_records(tiny_folder, mixed_data, 
     run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=1, callbacks=[watchdog])
     run.fit(sft_module(tiny_folder), data)
     (training,) = [progress for progress in seen if progress.phase == "training step"]
-    (validation,) = [progress for progress in seen if progress.phase == "validation"]
+    (validation,) = [progress for progress in seen if progress.phase == "validate"]
     assert len(training.records) == 4
     assert len(validation.records) == 6
     assert all("problem_id" in record for record in training.records + validation.records)

