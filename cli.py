@@ -22,6 +22,7 @@ from lightning_modules.commands.convert_command import convert_command
 from lightning_modules.commands.demo_command import demo_command
 from lightning_modules.commands.export_command import export_command
 from lightning_modules.commands.report_command import report_command
+from rewards.errors import UserError
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -120,7 +121,7 @@ def _is_no_advertisement(record: logging.LogRecord) -> bool:
 
 def _check_checkpoint(path: str | None) -> None:
     if path and path not in CHECKPOINT_KEYWORDS and "://" not in path and not Path(path).exists():
-        raise ValueError(
+        raise UserError(
             f"ckpt_path is {path!r}, which does not exist (looked from {Path.cwd()}). Give a checkpoint of an earlier "
             f"run, or one of {', '.join(CHECKPOINT_KEYWORDS)}."
         )

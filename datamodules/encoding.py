@@ -14,6 +14,7 @@ from torch import Tensor
 from datamodules.prompts import PromptTemplate
 from datamodules.types import EncodedPrompt, VideoRecord, VisionInput
 from datamodules.video.types import PatchGeometry, VideoClip
+from rewards.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +80,7 @@ class PromptEncoder:
         """Encode one prompt, generation marker included.
 
         Raises:
-            ValueError: the text holds a media token of its own, or the prompt is too long.
+            UserError: the text holds a media token of its own, or the prompt is too long.
         """
         text = self.tokenizer.apply_chat_template(
             self.template.messages(record), tokenize=False, add_generation_prompt=True
@@ -88,7 +89,7 @@ class PromptEncoder:
         vision = None if clip is None else self._encode_clip(clip)
         ids = self._expand_media(ids, vision, record)
         if len(ids) > self.max_prompt_tokens:
-            raise ValueError(
+            raise UserError(
                 f"{record.where}: the prompt has {len(ids)} tokens, more than max_prompt_tokens = "
                 f"{self.max_prompt_tokens}. Lower the number of frames or pixels, or raise the limit."
             )
@@ -115,7 +116,7 @@ class PromptEncoder:
         """Repeat the one media token of the chat template once per merged patch."""
         places = torch.isin(ids, torch.tensor(list(self.media_tokens.values()))).nonzero().flatten().tolist()
         if len(places) != (0 if vision is None else 1):
-            raise ValueError(
+            raise UserError(
                 f"{record.where}: the prompt holds {len(places)} media tokens where its data_type {record.data_type!r} "
                 "needs exactly one for a video or an image and none for text; remove <|video_pad|> and <|image_pad|> "
                 "from the question."
@@ -133,11 +134,11 @@ def media_token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     """Id of a Qwen media token.
 
     Raises:
-        ValueError: the tokenizer has no such token, so it is not one of a Qwen2-VL model.
+        UserError: the tokenizer has no such token, so it is not one of a Qwen2-VL model.
     """
     index = tokenizer.get_vocab().get(token)
     if index is None:
-        raise ValueError(
+        raise UserError(
             f"The tokenizer of {tokenizer.name_or_path!r} has no token {token}; "
             "give the folder or name of a Qwen2-VL or Qwen2.5-VL model."
         )

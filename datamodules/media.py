@@ -10,6 +10,7 @@ from datamodules.video.frame_sampling import FrameConfig
 from datamodules.video.time_range import time_range
 from datamodules.video.types import VideoClip, VideoReadError
 from datamodules.video.video_reader import ReaderName, read_image, read_video
+from rewards.errors import UserError
 
 
 def read_media(
@@ -22,7 +23,7 @@ def read_media(
     Raises:
         VideoReadError: the file cannot be read; the message begins with the record's place.
         TimeRangeError: the record's `start` or `end` lies beyond the end of the video; the message as above.
-        ValueError: the file is missing, its path leaves the data root, or `start` and `end` are no range of seconds.
+        UserError: the file is missing, its path leaves the data root, or `start` and `end` are no range of seconds.
     """
     if record.data_type == "text":
         return None
@@ -40,11 +41,11 @@ def record_times(record: VideoRecord) -> dict[str, float | None]:
     """The record's `start` and `end` in seconds as keyword arguments of `read_video`; None where it has none.
 
     Raises:
-        ValueError: they are not numbers with 0 <= start < end.
+        UserError: they are not numbers with 0 <= start < end.
     """
     times = {name: record.extra.get(name) for name in ("start", "end")} if record.data_type == "video" else {}
     try:
         time_range(times.get("start"), times.get("end"))
     except ValueError as error:
-        raise ValueError(f"{record.where}: {error} Correct the record.") from error
+        raise UserError(f"{record.where}: {error} Correct the record.") from error
     return times

@@ -13,6 +13,7 @@ from typing import Any
 
 from datamodules.types import VideoRecord
 from rewards.answer_format import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
+from rewards.errors import UserError
 from rewards.types import ProblemType
 
 DEFAULT_INSTRUCTION = (
@@ -46,7 +47,7 @@ class PromptTemplate:
         target_separator: written between the chain of thought and the answer of a fine-tuning target.
 
     Raises:
-        ValueError: `question` has another field, lacks `{problem}` or is not a format string, or a key of
+        UserError: `question` has another field, lacks `{problem}` or is not a format string, or a key of
             `type_sentences` is not a problem type.
     """
 
@@ -82,11 +83,11 @@ class PromptTemplate:
         Options that stand in the problem already, as in the published VideoRFT files, are not repeated.
 
         Raises:
-            ValueError: the record lists options that its problem lacks, and the template has no place for them.
+            UserError: the record lists options that its problem lacks, and the template has no place for them.
         """
         listed = bool(record.options) and not _contains_options(record.problem, record.options)
         if listed and "options" not in self._fields:
-            raise ValueError(
+            raise UserError(
                 f"{record.where}: the record lists options, for which the prompt template's question "
                 f"({self.question!r}) has no place. Put {{options}} into it."
             )
@@ -113,10 +114,10 @@ class PromptTemplate:
         """What fine-tuning teaches: chain of thought and answer, with their tags.
 
         Raises:
-            ValueError: the record has no chain of thought.
+            UserError: the record has no chain of thought.
         """
         if record.process is None:
-            raise ValueError(
+            raise UserError(
                 f"{record.where}: the record has no `process`, the chain of thought that fine-tuning teaches. "
                 "Use a file with chains of thought, or leave the record out."
             )
@@ -148,7 +149,7 @@ def _checked_fields(question: str) -> frozenset[str]:
             fault = "lacks {problem}"
         else:
             return fields
-    raise ValueError(
+    raise UserError(
         f"The prompt template's question {question!r} {fault}; allowed fields are {{problem}} and {{options}}, "
         "{problem} is needed, and a literal brace is doubled."
     )
@@ -158,7 +159,7 @@ def _check_types(type_sentences: Mapping[str, str]) -> None:
     allowed = [item.value for item in ProblemType]
     unknown = [name for name in type_sentences if name not in allowed]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"The prompt template's type_sentences names {', '.join(map(repr, unknown))}; "
             f"problem types are {', '.join(map(repr, allowed))}."
         )

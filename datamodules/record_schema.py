@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 from datamodules.types import DataType, VideoRecord
 from rewards.answer_format import parse_response, wrap_answer, wrap_think
+from rewards.errors import UserError
 from rewards.types import ProblemType
 
 _KNOWN_FIELDS = frozenset(item.name for item in fields(VideoRecord)) - {"extra", "file", "line"}
@@ -67,7 +68,7 @@ def check_record(data: Any, *, file: Path, line: int, require_process: bool) -> 
     problem_id = None
     try:
         if not isinstance(data, dict):
-            raise ValueError(f"a record is an object {{...}}; given {type(data).__name__}: {str(data)[:60]!r}.")
+            raise UserError(f"a record is an object {{...}}; given {type(data).__name__}: {str(data)[:60]!r}.")
         problem_id = _problem_id(data)
         return VideoRecord(problem_id=problem_id, file=file, line=line, **_validated_fields(data, require_process))
     except ValueError as error:
@@ -77,7 +78,7 @@ def check_record(data: Any, *, file: Path, line: int, require_process: bool) -> 
 def _problem_id(data: Mapping[str, Any]) -> str:
     value = data.get("problem_id")
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
-        raise ValueError(f"problem_id is {_given(data, 'problem_id')}; it must be an integer or a non-empty string.")
+        raise UserError(f"problem_id is {_given(data, 'problem_id')}; it must be an integer or a non-empty string.")
     return str(value)
 
 
@@ -107,27 +108,27 @@ def _given(data: Mapping[str, Any], name: str) -> str:
 def _check_choice(data: Mapping[str, Any], name: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         choices = ", ".join(repr(choice) for choice in allowed)
-        raise ValueError(f"{name} is {_given(data, name)}; allowed: {choices}. Correct the field.")
+        raise UserError(f"{name} is {_given(data, name)}; allowed: {choices}. Correct the field.")
 
 
 def _text(data: Mapping[str, Any], name: str) -> str:
     value = data.get(name)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{name} is {_given(data, name)}; it must be a non-empty string.")
+        raise UserError(f"{name} is {_given(data, name)}; it must be a non-empty string.")
     return value
 
 
 def _optional_text(data: Mapping[str, Any], name: str) -> str | None:
     value = data.get(name)
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"{name} is {_given(data, name)}; it must be a string, null or absent.")
+        raise UserError(f"{name} is {_given(data, name)}; it must be a string, null or absent.")
     return value or None
 
 
 def _solution(data: Mapping[str, Any]) -> str:
     solution = _text(data, "solution")
     if not parse_response(solution).answer:
-        raise ValueError(
+        raise UserError(
             f"solution is {_given(data, 'solution')}; it must hold the answer as {wrap_answer('...')!r}: "
             "without the tags no completion could ever be right."
         )
@@ -137,7 +138,7 @@ def _solution(data: Mapping[str, Any]) -> str:
 def _process(data: Mapping[str, Any], required: bool) -> str | None:
     process = _optional_text(data, "process")
     if required and (process is None or not parse_response(process).think):
-        raise ValueError(
+        raise UserError(
             f"process is {_given(data, 'process')}; supervised fine-tuning needs {wrap_think('...')!r}. "
             "Use a file with chains of thought, or leave the record out."
         )
@@ -149,7 +150,7 @@ def _options(data: Mapping[str, Any]) -> tuple[str, ...]:
     if options is None:
         return ()
     if not isinstance(options, list) or not all(isinstance(option, str) and option.strip() for option in options):
-        raise ValueError(
+        raise UserError(
             f"options is {_given(data, 'options')}; it must be a list of non-empty strings such as 'A. red', "
             "an empty list, null or absent."
         )
@@ -159,7 +160,7 @@ def _options(data: Mapping[str, Any]) -> tuple[str, ...]:
 def _media(path: str | None, data_type: str) -> str | None:
     """Check the path as text only: opening a file must not ask the disk about every media file."""
     if (path is None) != (data_type == "text"):
-        raise ValueError(
+        raise UserError(
             f"path is {path!r} with data_type {data_type!r}; a video or an image needs a path, a text record has none."
         )
     if path is None:
@@ -167,7 +168,7 @@ def _media(path: str | None, data_type: str) -> str | None:
     outside = f"{os.path.normpath(path)}/".startswith("../")
     absolute = path.startswith(("/", "\\")) or path[1:2] == ":"
     if outside or absolute or "\0" in path:
-        raise ValueError(
+        raise UserError(
             f"path is {path!r}; it must be relative to the data root and stay inside it ('./folder/clip.mp4'). "
             "Set data_root to the folder that holds the media and make the path relative to it."
         )

@@ -24,6 +24,7 @@ import numpy as np
 
 from datamodules.record_schema import RecordProblem, check_record, parse_record
 from datamodules.types import VideoRecord
+from rewards.errors import UserError
 
 SHOWN_PROBLEMS = 20
 """A refused file lists this many of its problems and counts the others."""
@@ -43,7 +44,7 @@ def scan(path: str | Path, *, require_process: bool = False) -> Iterator[VideoRe
         require_process: a record without a chain of thought is a problem (supervised fine-tuning).
 
     Raises:
-        ValueError: the file does not exist.
+        UserError: the file does not exist.
     """
     for _, item in _scan_with_places(_existing_file(path), require_process):
         yield item
@@ -58,7 +59,7 @@ class RecordFile(Sequence[VideoRecord]):
         require_process: refuse records without a chain of thought (supervised fine-tuning).
 
     Raises:
-        ValueError: the file or the folder does not exist, the file holds no record, or some of its records are
+        UserError: the file or the folder does not exist, the file holds no record, or some of its records are
             invalid; all problems are counted and the first `SHOWN_PROBLEMS` listed.
     """
 
@@ -76,9 +77,9 @@ class RecordFile(Sequence[VideoRecord]):
                 places.extend(place)
         if problems:
             more = f"\n  and {problems - SHOWN_PROBLEMS:,} more" if problems > SHOWN_PROBLEMS else ""
-            raise ValueError(f"{self.path} is not a valid data file: {problems:,} problem(s).{shown}{more}")
+            raise UserError(f"{self.path} is not a valid data file: {problems:,} problem(s).{shown}{more}")
         if not places:
-            raise ValueError(f"{self.path} holds no records. It must be a JSON list or JSON lines of records.")
+            raise UserError(f"{self.path} holds no records. It must be a JSON list or JSON lines of records.")
         self._places = np.frombuffer(places, dtype=np.int64).reshape(-1, 3)
 
     def __len__(self) -> int:
@@ -96,13 +97,13 @@ class RecordFile(Sequence[VideoRecord]):
         """JSON of record `index` as it stands in the file.
 
         Raises:
-            ValueError: the file was changed after it was opened.
+            UserError: the file was changed after it was opened.
         """
         _, offset, size = (int(number) for number in self._places[_checked_index(index, len(self))])
         # One open per record costs microseconds and leaves no handle that a fork would share.
         with self.path.open("rb") as stream:
             if _stamp(os.fstat(stream.fileno())) != self._stamp:
-                raise ValueError(
+                raise UserError(
                     f"{self.path} was changed while in use: its size or modification time is not that of opening. "
                     "Start again with the changed file, or train on a copy that nobody edits."
                 )
@@ -120,18 +121,18 @@ class RecordSet(Sequence[VideoRecord]):
         files: opened data files with the same data root.
 
     Raises:
-        ValueError: no file, the same file twice, or files with different data roots.
+        UserError: no file, the same file twice, or files with different data roots.
     """
 
     def __init__(self, files: Sequence[RecordFile]) -> None:
         if not files:
-            raise ValueError("A record set needs at least one data file; none was given.")
+            raise UserError("A record set needs at least one data file; none was given.")
         roots = sorted({str(file.data_root) for file in files})
         if len(roots) > 1:
-            raise ValueError(f"All data files of a set share one data root; given: {', '.join(roots)}.")
+            raise UserError(f"All data files of a set share one data root; given: {', '.join(roots)}.")
         repeated = [str(path) for path, count in Counter(file.path.resolve() for file in files).items() if count > 1]
         if repeated:
-            raise ValueError(f"Given more than once: {', '.join(repeated)}. Name each data file once.")
+            raise UserError(f"Given more than once: {', '.join(repeated)}. Name each data file once.")
         self.files = tuple(files)
         self.data_root = files[0].data_root
         self._ends = list(itertools.accumulate(len(file) for file in files))
@@ -154,19 +155,19 @@ def media_path(record: VideoRecord, data_root: str | Path) -> Path:
     """The record's media file below the data root, with symbolic links resolved.
 
     Raises:
-        ValueError: the record has no media, the file is missing, or a link leads out of the data root.
+        UserError: the record has no media, the file is missing, or a link leads out of the data root.
     """
     if record.path is None:
-        raise ValueError(f"{record.where}: a text record has no media file.")
+        raise UserError(f"{record.where}: a text record has no media file.")
     root = Path(data_root).resolve()
     path = (root / record.path).resolve()
     if not path.is_relative_to(root):
-        raise ValueError(
+        raise UserError(
             f"{record.where}: path {record.path!r} leads through a symbolic link to {path}, outside the data root "
             f"{root}. Media must lie below the data root: move them there, or set data_root to a folder above both."
         )
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{record.where}: media file {path} does not exist (path {record.path!r}, data root {root}). "
             "Set data_root to the folder that the paths are relative to, or fetch the missing file."
         )
@@ -231,14 +232,14 @@ def _after_space(text: str, position: int) -> int:
 def _existing_file(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"Data file {path} is not a file (looked from {Path.cwd()}).")
+        raise UserError(f"Data file {path} is not a file (looked from {Path.cwd()}).")
     return path
 
 
 def _existing_folder(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_dir():
-        raise ValueError(
+        raise UserError(
             f"data_root {path} is not a folder (looked from {Path.cwd()}). "
             "It is the folder that the `path` of the records is relative to."
         )

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from rewards.errors import UserError
+
 
 def sample_seed(seed: int, epoch: int, key: str | int, member: int = 0) -> int:
     """A seed in [0, 2**63) for one record in one epoch, the same in every process, on every machine.
@@ -51,7 +53,7 @@ class ResumableSampler(Sampler[int]):
         drop_last: leave out what does not fill a batch on every rank.
 
     Raises:
-        ValueError: a number is out of range, or `drop_last` leaves nothing.
+        UserError: a number is out of range, or `drop_last` leaves nothing.
     """
 
     def __init__(
@@ -67,9 +69,9 @@ class ResumableSampler(Sampler[int]):
     ) -> None:
         for name, value in (("num_records", num_records), ("batch_size", batch_size), ("world_size", world_size)):
             if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1.")
+                raise UserError(f"{name} is {value}; it must be at least 1.")
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank is {rank}; it must be from 0 to world_size - 1 = {world_size - 1}.")
+            raise UserError(f"rank is {rank}; it must be from 0 to world_size - 1 = {world_size - 1}.")
         self.num_records = num_records
         self.batch_size = batch_size
         self.seed = seed
@@ -81,7 +83,7 @@ class ResumableSampler(Sampler[int]):
         self._consumed = 0
         self._batches_before = 0
         if drop_last and num_records < self.global_batch:
-            raise ValueError(
+            raise UserError(
                 f"{num_records} records do not fill one batch on every rank (batch_size {batch_size} x world_size "
                 f"{world_size} = {self.global_batch}). Use a smaller batch_size, fewer devices or more records."
             )
@@ -102,7 +104,7 @@ class ResumableSampler(Sampler[int]):
         Where not one batch of the epoch is left, the next one begins.
         """
         if epoch < 0 or consumed < 0:
-            raise ValueError(f"epoch is {epoch} and consumed {consumed}; both must be at least 0.")
+            raise UserError(f"epoch is {epoch} and consumed {consumed}; both must be at least 0.")
         if self._end(consumed) <= consumed:
             epoch, consumed = epoch + 1, 0
         self.epoch = epoch
@@ -137,11 +139,11 @@ class ResumableSampler(Sampler[int]):
         length counts the batches that were trained on.
 
         Raises:
-            ValueError: the state belongs to another number of records, seed or order.
+            UserError: the state belongs to another number of records, seed or order.
         """
         for name in ("num_records", "seed", "shuffle"):
             if state[name] != getattr(self, name):
-                raise ValueError(
+                raise UserError(
                     f"The checkpoint was trained with {name} {state[name]}, this run has {getattr(self, name)}; the "
                     "order of records would differ. Use the same data files, seed and shuffle, or start a new run from "
                     "the checkpoint's weights."

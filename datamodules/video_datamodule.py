@@ -18,6 +18,7 @@ from datamodules.sampler import ResumableSampler
 from datamodules.types import EncodedPrompt, VideoRecord
 from datamodules.video.frame_sampling import EVAL, TRAIN, FrameConfig
 from datamodules.video.video_reader import ReaderName
+from rewards.errors import UserError
 
 TrainFormat = Literal["sft", "prompts"]
 
@@ -94,7 +95,7 @@ class VideoDataModule(L.LightningDataModule):
         super().__init__()
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
-                raise ValueError(f"data.{name} is {value}; it must be >= 1.")
+                raise UserError(f"data.{name} is {value}; it must be >= 1.")
         self.model_name_or_path = model_name_or_path
         self.data_root = data_root
         self.files = {"fit": train_files, "validate": val_files, "test": test_files, "predict": predict_files}
@@ -119,7 +120,7 @@ class VideoDataModule(L.LightningDataModule):
         """Load the checkpoint's tokenizer, once.
 
         Raises:
-            ValueError: there is none in that place, or it is not one of a Qwen2-VL model.
+            UserError: there is none in that place, or it is not one of a Qwen2-VL model.
         """
         if self.tokenizer is None:
             from transformers import AutoTokenizer
@@ -134,7 +135,7 @@ class VideoDataModule(L.LightningDataModule):
         """Compare patch sizes with those of the checkpoint's vision tower.
 
         Raises:
-            ValueError: they differ, or the checkpoint has no vision tower.
+            UserError: they differ, or the checkpoint has no vision tower.
         """
         from transformers import AutoConfig
 
@@ -149,7 +150,7 @@ class VideoDataModule(L.LightningDataModule):
         }
         for name, size in wanted.items():
             if getattr(config, name) != size:
-                raise ValueError(
+                raise UserError(
                     f"train_frames or eval_frames has {name} {getattr(config, name)}, but the vision tower of "
                     f"{self.model_name_or_path} has {size}; set {name}: {size} in data.init_args.train_frames and "
                     "data.init_args.eval_frames."
@@ -159,13 +160,13 @@ class VideoDataModule(L.LightningDataModule):
         """Data files of fit, validate, test or predict.
 
         Raises:
-            ValueError: an unknown stage, or one without files.
+            UserError: an unknown stage, or one without files.
         """
         if stage not in self.files:
-            raise ValueError(f"stage is {stage!r}; it must be one of {', '.join(map(repr, self.files))}.")
+            raise UserError(f"stage is {stage!r}; it must be one of {', '.join(map(repr, self.files))}.")
         if not self.files[stage]:
             argument = {"fit": "train_files", "validate": "val_files"}.get(stage, f"{stage}_files")
-            raise ValueError(f"`{stage}` needs data: give at least one file in data.init_args.{argument}.")
+            raise UserError(f"`{stage}` needs data: give at least one file in data.init_args.{argument}.")
         return self.files[stage]
 
     def find_fault(self, record: VideoRecord, seconds: float | None) -> str | None:
@@ -224,8 +225,8 @@ class VideoDataModule(L.LightningDataModule):
         """Let the next training loader continue where `state_dict` was taken."""
         self._resume_from = state_dict
 
-    def _no_checkpoint(self, part: str, error: Exception) -> ValueError:
-        return ValueError(
+    def _no_checkpoint(self, part: str, error: Exception) -> UserError:
+        return UserError(
             f"model_name_or_path is {self.model_name_or_path!r}, where no {part} was found. Give the folder or the "
             f"Hugging Face name of a Qwen2-VL or Qwen2.5-VL checkpoint. ({error})"
         )

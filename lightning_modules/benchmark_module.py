@@ -20,6 +20,7 @@ from lightning_modules.evaluation.results import BenchmarkResults, benchmark_res
 from lightning_modules.evaluation.run import BenchmarkRun
 from lightning_modules.policy_module import PolicyModule
 from rewards.answer_format import ANSWER_OPEN
+from rewards.errors import UserError
 from rewards.evaluation.predictions import Prediction
 from rewards.evaluation.scoring import ScoringRule
 
@@ -58,7 +59,7 @@ class BenchmarkModule(PolicyModule):
         self.retry_failed = retry_failed
         self.expected_manifest = manifest
         if report_examples < 0:
-            raise ValueError(f"report_examples is {report_examples}; give 0 for none, or how many of each benchmark.")
+            raise UserError(f"report_examples is {report_examples}; give 0 for none, or how many of each benchmark.")
         self.report_examples = report_examples
         self.run_config: dict[str, Any] | None = None
         """The configuration that makes this run, for `--manifest`; the command line fills it in."""
@@ -71,7 +72,7 @@ class BenchmarkModule(PolicyModule):
     def setup(self, stage: str) -> None:
         data, stage = self.trainer.datamodule, TrainerFn(stage).value
         if stage not in ("validate", "test") or not isinstance(data, BenchmarkDataModule):
-            raise ValueError(
+            raise UserError(
                 f"BenchmarkModule runs validate and test on a BenchmarkDataModule; this is {stage} on "
                 f"{type(data).__name__}. See configs/eval/."
             )
@@ -98,7 +99,7 @@ class BenchmarkModule(PolicyModule):
             rank_zero_info(f"{len(answered):,} of {len(data.keys()):,} questions are answered already.")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        raise ValueError(
+        raise UserError(
             "Benchmarks take a model folder, whose files the manifest names, and no ckpt_path. Make one with `python "
             "cli.py export --ckpt_path CHECKPOINT --output FOLDER` and give it as model.init_args.model_name_or_path."
         )

@@ -30,6 +30,7 @@ from lightning_modules.training.grpo_metrics import rollout_metrics, token_count
 from lightning_modules.training.strategies import gradient_sync, whole_norm
 from lightning_modules.training.update import PolicyUpdate, accumulate
 from rewards.base import Reward
+from rewards.errors import UserError
 from rewards.suite import RewardSuite, SuiteConfig
 from rewards.types import RewardBreakdown
 
@@ -284,4 +285,4 @@ def _check_arguments(
     }
     for name, (value, valid, allowed) in checks.items():
         if not valid:
-            raise ValueError(f"model.{name} is {value}; it must be {allowed}.")
+            raise UserError(f"model.{name} is {value}; it must be {allowed}.")

@@ -30,6 +30,7 @@ from lightning_modules.training.optim import OptimizerConfig, build_optimizer, b
 from lightning_modules.training.phase_timer import PhaseTimer
 from lightning_modules.training.precision import rounding_note, weights_dtype
 from lightning_modules.training.strategies import FSDP2Strategy
+from rewards.errors import UserError
 
 EVALUATION_SAMPLING = SamplingConfig(temperature=0.01, top_p=0.001)
 """Decoding of the published evaluation."""
@@ -94,7 +95,7 @@ class PolicyModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         given = getattr(self.trainer.datamodule, "train_format", self.train_format)
         if stage == "fit" and given != self.train_format:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} does not train on data.init_args.train_format: {given}; "
                 f"set data.init_args.train_format: {self.train_format}."
             )
@@ -113,7 +114,7 @@ class PolicyModule(L.LightningModule):
         """A fresh policy from the checkpoint this module was given.
 
         Raises:
-            ValueError: as `load_policy`; or the trainer's precision would round more than the weights.
+            UserError: as `load_policy`; or the trainer's precision would round more than the weights.
         """
         plugin = None if self._trainer is None else self.trainer.precision_plugin
         return load_policy(

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from rewards.answer_format import parse_response, wrap_answer
 from rewards.base import Reward
+from rewards.errors import UserError
 from rewards.normalize import parse_number, written_number
 from rewards.options import chosen_letter
 from rewards.text_similarity import mean_rouge, word_error_rate
@@ -29,7 +30,7 @@ def numerical_accuracy(prediction: str, gold: str) -> float:
     """1 if both numbers are equal when rounded to two decimals and both or neither contain "." or ",", else 0.
 
     Raises:
-        ValueError: the gold answer is not a number.
+        UserError: the gold answer is not a number.
     """
     gold_number = _gold_number(gold)
     number = parse_number(prediction)
@@ -52,7 +53,7 @@ def regression_accuracy(prediction: str, gold: str) -> float:
     """1 - relative error, at least 0. Against a gold answer of 0, 1 for exactly 0 and else 0.
 
     Raises:
-        ValueError: the gold answer is not a number.
+        UserError: the gold answer is not a number.
     """
     gold_number = _gold_number(gold)
     number = parse_number(prediction)
@@ -114,7 +115,7 @@ def accuracy_reward(
         options: the record's answer options; tolerant parsing compares an answer such as "A. left" with them.
 
     Raises:
-        ValueError: the solution has no answer element, an empty one, or one that is not a number although the problem
+        UserError: the solution has no answer element, an empty one, or one that is not a number although the problem
             type needs a number.
     """
     accuracy_function = ACCURACY_FUNCTIONS.get(problem_type)
@@ -122,7 +123,7 @@ def accuracy_reward(
         return 0.0
     gold = parse_response(solution).answer
     if not gold:  # An empty gold answer would reward every completion that answers nothing.
-        raise ValueError(f"The solution {solution!r} has no answer; write it as {wrap_answer('...')}.")
+        raise UserError(f"The solution {solution!r} has no answer; write it as {wrap_answer('...')}.")
     prediction = parse_response(completion).answer or ""
     score = accuracy_function(prediction, gold)
     if parsing == "tolerant" and problem_type in TOLERANT_FUNCTIONS:
@@ -139,7 +140,7 @@ class AccuracyReward(Reward):
         kwargs: weight, gate, name and problem_types, as for every `Reward`.
 
     Raises:
-        ValueError: parsing is unknown.
+        UserError: parsing is unknown.
     """
 
     name = "accuracy"
@@ -148,7 +149,7 @@ class AccuracyReward(Reward):
         super().__init__(**kwargs)
         if parsing not in get_args(AnswerParsing):
             allowed = ", ".join(map(repr, get_args(AnswerParsing)))
-            raise ValueError(f"Reward {self.name!r} has parsing {parsing!r}; allowed are {allowed}.")
+            raise UserError(f"Reward {self.name!r} has parsing {parsing!r}; allowed are {allowed}.")
         self.parsing: AnswerParsing = parsing
 
     def score(self, group: RewardInput, raw: Mapping[str, Sequence[float]]) -> list[float]:
@@ -167,7 +168,7 @@ def _closeness(number: float, gold_number: float) -> float:
 def _gold_number(gold: str) -> float:
     number = parse_number(gold)
     if number is None:
-        raise ValueError(f"The gold answer {gold!r} is not a number; write digits only, or correct the problem type.")
+        raise UserError(f"The gold answer {gold!r} is not a number; write digits only, or correct the problem type.")
     return number
 
 

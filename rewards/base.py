@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from rewards.errors import UserError
 from rewards.types import ProblemType, RewardInput
 
 
@@ -27,7 +28,7 @@ class Reward(ABC):
             all kinds.
 
     Raises:
-        ValueError: a problem type is unknown, or the list of them is empty.
+        UserError: a problem type is unknown, or the list of them is empty.
     """
 
     name: str = ""
@@ -87,8 +88,8 @@ def naming_failures(reward: Reward, group: RewardInput, completion: int | None =
 
 def _known_types(names: Sequence[str], owner: str) -> frozenset[ProblemType]:
     if not names:
-        raise ValueError(f"{owner} has an empty list of problem_types, so it would never score; null stands for all.")
+        raise UserError(f"{owner} has an empty list of problem_types, so it would never score; null stands for all.")
     try:
         return frozenset(ProblemType(name) for name in names)
     except ValueError as error:
-        raise ValueError(f"{owner} has problem_types {list(names)}: {error}") from error
+        raise UserError(f"{owner} has problem_types {list(names)}: {error}") from error

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any, Literal, get_args
 
 from rewards.base import Reward, naming_failures
+from rewards.errors import UserError
 from rewards.types import RewardInput
 
 FunctionInterface = Literal["group", "completion"]
@@ -26,7 +27,7 @@ class FunctionReward(Reward):
         kwargs: weight, gate and problem_types, as for every `Reward`.
 
     Raises:
-        ValueError: there is no such module or function, or the interface is unknown.
+        UserError: there is no such module or function, or the interface is unknown.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class FunctionReward(Reward):
         super().__init__(name=name or getattr(self.function, "__name__", None), **kwargs)
         if interface not in get_args(FunctionInterface):
             allowed = ", ".join(map(repr, get_args(FunctionInterface)))
-            raise ValueError(f"Reward {self.name!r} has interface {interface!r}; allowed are {allowed}.")
+            raise UserError(f"Reward {self.name!r} has interface {interface!r}; allowed are {allowed}.")
         self.interface = interface
 
     def score(self, group: RewardInput, raw: Mapping[str, Sequence[float]]) -> Sequence[float]:
@@ -57,14 +58,14 @@ def imported_module(name: str) -> ModuleType:
     """Import a user's module.
 
     Raises:
-        ValueError: there is no such module. A module that fails while it is imported raises its own error.
+        UserError: there is no such module. A module that fails while it is imported raises its own error.
     """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # The module exists; one that it imports does not.
-        raise ValueError(
+        raise UserError(
             f"There is no module {name!r}; put its file into the working directory ({Path.cwd()}), or its folder on "
             "PYTHONPATH."
         ) from error
@@ -73,11 +74,11 @@ def imported_module(name: str) -> ModuleType:
 def _imported(path: str) -> Callable[..., Any]:
     module_name, _, attribute = path.rpartition(".")
     if not module_name:
-        raise ValueError(f"function is {path!r}; write module.function, such as my_rewards.brevity.")
+        raise UserError(f"function is {path!r}; write module.function, such as my_rewards.brevity.")
     module = imported_module(module_name)
     function = getattr(module, attribute, None)
     if function is None:
-        raise ValueError(f"function is {path!r}, but {module.__file__} has no {attribute!r}.")
+        raise UserError(f"function is {path!r}, but {module.__file__} has no {attribute!r}.")
     if not callable(function):
-        raise ValueError(f"function is {path!r}, which is not a function but {function!r} in {module.__file__}.")
+        raise UserError(f"function is {path!r}, which is not a function but {function!r} in {module.__file__}.")
     return function

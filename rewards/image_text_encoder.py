@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from rewards.errors import UserError
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
     from transformers.processing_utils import ProcessorMixin
@@ -36,7 +38,7 @@ class ImageTextEncoder:
         batch_size: images or texts per forward pass.
 
     Raises:
-        ValueError: the folder is missing, incomplete or holds another kind of model, or a setting is out of range.
+        UserError: the folder is missing, incomplete or holds another kind of model, or a setting is out of range.
             A name is looked up only on first use, so there the first call raises it.
     """
 
@@ -50,11 +52,11 @@ class ImageTextEncoder:
         batch_size: int = 64,
     ) -> None:
         if dtype not in get_args(EncoderDtype):
-            raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(get_args(EncoderDtype))}.")
+            raise UserError(f"dtype is {dtype!r}; it must be one of {', '.join(get_args(EncoderDtype))}.")
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be >= 1.")
+            raise UserError(f"batch_size is {batch_size}; it must be >= 1.")
         if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"max_tokens is {max_tokens}; it must be >= 1, or null for the text tower's limit.")
+            raise UserError(f"max_tokens is {max_tokens}; it must be >= 1, or null for the text tower's limit.")
         _check_device(device)
         self.model_name_or_path = model_name_or_path
         self.device = device
@@ -76,7 +78,7 @@ class ImageTextEncoder:
         """Tokens that a text is cut to."""
         limit = self.config.text_config.max_position_embeddings
         if self.max_tokens is not None and self.max_tokens > limit:
-            raise ValueError(
+            raise UserError(
                 f"max_tokens is {self.max_tokens}, but the text tower of {self.model_name_or_path!r} reads {limit}; "
                 f"give at most {limit}, or null."
             )
@@ -91,12 +93,12 @@ class ImageTextEncoder:
         try:
             return AutoProcessor.from_pretrained(self.model_name_or_path)
         except ImportError as error:  # SigLIP's own tokenizer class reads a sentencepiece file.
-            raise ValueError(
+            raise UserError(
                 f"The tokenizer of {self.model_name_or_path!r} needs a package that is missing: {str(error).strip()} "
                 "(pip install sentencepiece)"
             ) from error
         except (OSError, ValueError) as error:
-            raise ValueError(f"The processor of {self.model_name_or_path!r} cannot be read: {error}") from error
+            raise UserError(f"The processor of {self.model_name_or_path!r} cannot be read: {error}") from error
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -108,7 +110,7 @@ class ImageTextEncoder:
                 self.model_name_or_path, config=self.config, dtype=getattr(torch, self.dtype)
             )
         except OSError as error:
-            raise ValueError(f"The checkpoint {self.model_name_or_path!r} is incomplete: {error}") from error
+            raise UserError(f"The checkpoint {self.model_name_or_path!r} is incomplete: {error}") from error
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         return model.requires_grad_(False).eval().to(chosen)
 
@@ -116,7 +118,7 @@ class ImageTextEncoder:
         """Read processor and weights now instead of on first use.
 
         Raises:
-            ValueError: they cannot be loaded.
+            UserError: they cannot be loaded.
         """
         _ = self.processor
         _ = self.model
@@ -181,7 +183,7 @@ def _read_config(model_name_or_path: str) -> PretrainedConfig:
     from transformers import AutoConfig
 
     if _looks_like_path(model_name_or_path) and not (Path(model_name_or_path) / "config.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"The image-text encoder is {model_name_or_path!r}, but there is no config.json in that folder. Give the "
             "folder of a SigLIP or SigLIP2 checkpoint (config.json, *.safetensors, processor and tokenizer files) or a "
             "Hugging Face name such as google/siglip-so400m-patch14-384."
@@ -189,12 +191,12 @@ def _read_config(model_name_or_path: str) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(model_name_or_path)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"The image-text encoder is {model_name_or_path!r}, which is neither a folder here nor a name that could "
             f"be downloaded: {error}"
         ) from error
     if config.model_type not in MODEL_TYPES:
-        raise ValueError(
+        raise UserError(
             f"The image-text encoder {model_name_or_path!r} holds a {config.model_type!r} model, which is not a "
             f"two-tower image-text model of the types {', '.join(map(repr, MODEL_TYPES))}. Give a SigLIP or SigLIP2 "
             "checkpoint with both towers."
@@ -204,7 +206,7 @@ def _read_config(model_name_or_path: str) -> PretrainedConfig:
 
 def _check_weights(folder: str) -> None:
     if not any(path.suffix in (".safetensors", ".bin") for path in Path(folder).iterdir()):
-        raise ValueError(f"The checkpoint {folder!r} has no weights; put its *.safetensors files there.")
+        raise UserError(f"The checkpoint {folder!r} has no weights; put its *.safetensors files there.")
 
 
 def _check_device(device: str) -> None:
@@ -213,4 +215,4 @@ def _check_device(device: str) -> None:
     try:
         torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device is {device!r}; give auto, cpu, cuda or cuda:N.") from error
+        raise UserError(f"device is {device!r}; give auto, cpu, cuda or cuda:N.") from error

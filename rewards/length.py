@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rewards.base import Reward
+from rewards.errors import UserError
 from rewards.types import RewardInput
 
 
@@ -21,7 +22,7 @@ class LengthReward(Reward):
         kwargs: weight, gate, name and problem_types, as for every `Reward`.
 
     Raises:
-        ValueError: no completion could ever earn the bonus.
+        UserError: no completion could ever earn the bonus.
     """
 
     name = "length"
@@ -38,12 +39,12 @@ class LengthReward(Reward):
     ) -> None:
         super().__init__(**kwargs)
         if not 0 <= min_tokens <= max_tokens:
-            raise ValueError(
+            raise UserError(
                 f"Reward {self.name!r} has min_tokens {min_tokens} and max_tokens {max_tokens}; "
                 "they must be 0 <= min_tokens <= max_tokens."
             )
         if not 0 <= min_accuracy < 1:
-            raise ValueError(f"Reward {self.name!r} has min_accuracy {min_accuracy}; it must be in [0, 1).")
+            raise UserError(f"Reward {self.name!r} has min_accuracy {min_accuracy}; it must be in [0, 1).")
         self.bonus = bonus
         self.min_tokens = min_tokens
         self.max_tokens = max_tokens

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import NamedTuple
 
+from rewards.errors import UserError
 from rewards.normalize import without_emphasis
 
 _LABEL = r"\(?([A-Z])[.):]"
@@ -46,7 +47,7 @@ def option_letters(options: Sequence[str], question: str, *, where: str) -> tupl
         where: file, line and record, for the error message.
 
     Raises:
-        ValueError: fewer than two options, an option without a letter, or letters other than A, B, C and so on.
+        UserError: fewer than two options, an option without a letter, or letters other than A, B, C and so on.
     """
     if options:
         letters = tuple(option.letter for option in map(split_option, options) if option)
@@ -55,7 +56,7 @@ def option_letters(options: Sequence[str], question: str, *, where: str) -> tupl
         letters = tuple(_LABELED_LINE.findall(question))
         source = "the lines of the question"
     if len(letters) < max(2, len(options)) or "".join(letters) != ascii_uppercase[: len(letters)]:
-        raise ValueError(
+        raise UserError(
             f"{where}: {source} give the letters {', '.join(letters) or 'none'}; scoring options needs at least "
             "two, labeled A., B., C. and so on. Label them in the record, or generate answers instead."
         )

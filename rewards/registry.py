@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from rewards.accuracy import AccuracyReward
 from rewards.base import Reward
+from rewards.errors import UserError
 from rewards.format import FormatReward
 from rewards.function_reward import imported_module
 from rewards.length import LengthReward
@@ -28,19 +29,19 @@ def register(name: str) -> Callable[[RewardClass], RewardClass]:
     """Class decorator: `registered(name)` then builds the reward, and `name` becomes its name in logs.
 
     Raises:
-        ValueError: the decorated object is not a reward class, or another class has this name.
+        UserError: the decorated object is not a reward class, or another class has this name.
     """
 
     def add(reward_class: RewardClass) -> RewardClass:
         if not (isinstance(reward_class, type) and issubclass(reward_class, Reward)):
-            raise ValueError(
+            raise UserError(
                 f"@register({name!r}) decorates {reward_class!r}, which is not a subclass of rewards.Reward. "
                 "A function needs no registration; give its dotted path to rewards.FunctionReward."
             )
         known = REWARDS.get(name, reward_class)
         # A module that is imported again defines its classes again.
         if _path(known) != _path(reward_class):
-            raise ValueError(f"The name {name!r} is taken by {_path(known)}; register another one.")
+            raise UserError(f"The name {name!r} is taken by {_path(known)}; register another one.")
         reward_class.name = name
         REWARDS[name] = reward_class
         return reward_class
@@ -57,19 +58,19 @@ def registered(reward: str, module: str | None = None, options: Mapping[str, Any
         options: arguments of the reward's class.
 
     Raises:
-        ValueError: there is no such module or name, or the class does not take these arguments.
+        UserError: there is no such module or name, or the class does not take these arguments.
     """
     if module is not None:
         imported_module(module)
     if reward not in REWARDS:
-        raise ValueError(
+        raise UserError(
             f"No reward is registered as {reward!r}; there are {', '.join(map(repr, REWARDS))}. "
             "Name the module that registers it."
         )
     try:
         return REWARDS[reward](**(options or {}))
     except TypeError as error:
-        raise ValueError(f"The reward {reward!r} cannot be built with the options {options}: {error}") from error
+        raise UserError(f"The reward {reward!r} cannot be built with the options {options}: {error}") from error
 
 
 def _path(reward_class: type) -> str:

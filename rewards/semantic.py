@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 
 from rewards.answer_format import parse_response
 from rewards.base import Reward
+from rewards.errors import UserError
 from rewards.image_text_encoder import EncoderDtype, ImageTextEncoder
 from rewards.types import RewardInput
 
@@ -50,18 +51,18 @@ def as_bytes(frames: Tensor) -> Tensor:
         frames: [F, 3, H, W].
 
     Raises:
-        ValueError: another shape, dtype or scale. Fractions between 0 and 1 are refused rather than multiplied by 255,
+        UserError: another shape, dtype or scale. Fractions between 0 and 1 are refused rather than multiplied by 255,
             because a wrong guess would show the encoder other colors.
     """
     if frames.ndim != 4 or frames.shape[1] != 3 or frames.numel() == 0:
-        raise ValueError(f"frames have shape {list(frames.shape)}; they must be [F, 3, H, W], F >= 1.")
+        raise UserError(f"frames have shape {list(frames.shape)}; they must be [F, 3, H, W], F >= 1.")
     if frames.dtype == torch.uint8:
         return frames
     if not frames.is_floating_point():
-        raise ValueError(f"frames are {frames.dtype}; give uint8, or floats that hold whole numbers from 0 to 255.")
+        raise UserError(f"frames are {frames.dtype}; give uint8, or floats that hold whole numbers from 0 to 255.")
     converted = frames.clamp(0, 255).to(torch.uint8)
     if not torch.equal(converted.to(frames.dtype), frames) or converted.max() == 1:
-        raise ValueError(
+        raise UserError(
             f"frames are {frames.dtype} from {frames.min():g} to {frames.max():g}; floats must be whole numbers on the "
             "0 to 255 scale. Multiply frames of the 0 to 1 scale by 255 and round them."
         )
@@ -109,7 +110,7 @@ class SemanticReward(Reward):
         kwargs: weight, name and problem_types, as for every `Reward`.
 
     Raises:
-        ValueError: a setting is out of range, or the folder is missing or holds no such model.
+        UserError: a setting is out of range, or the folder is missing or holds no such model.
     """
 
     name = "semantic"
@@ -190,10 +191,10 @@ def _digest(frames: Tensor) -> bytes:
 
 def _check_settings(name: str, variant: str, scale: float, num_frames: int, cache_size: int) -> None:
     if variant not in get_args(Variant):
-        raise ValueError(f"Reward {name!r} has variant {variant!r}; it must be one of {', '.join(get_args(Variant))}.")
+        raise UserError(f"Reward {name!r} has variant {variant!r}; it must be one of {', '.join(get_args(Variant))}.")
     if not 0 < scale < float("inf"):
-        raise ValueError(f"Reward {name!r} has scale {scale}; it must be finite and > 0 (2 in the paper).")
+        raise UserError(f"Reward {name!r} has scale {scale}; it must be finite and > 0 (2 in the paper).")
     if num_frames < 1:
-        raise ValueError(f"Reward {name!r} has num_frames {num_frames}; it must be >= 1.")
+        raise UserError(f"Reward {name!r} has num_frames {num_frames}; it must be >= 1.")
     if cache_size < 0:
-        raise ValueError(f"Reward {name!r} has cache_size {cache_size}; it must be >= 0 (0 keeps no clip).")
+        raise UserError(f"Reward {name!r} has cache_size {cache_size}; it must be >= 0 (0 keeps no clip).")

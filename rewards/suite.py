@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from rewards.base import Reward, naming_failures
+from rewards.errors import UserError
 from rewards.types import RewardBreakdown, RewardInput
 
 TOTAL = "total"
@@ -50,7 +51,7 @@ class SuiteConfig:
     """How the scores of the rewards become one total.
 
     Raises:
-        ValueError: an unknown choice, a penalty without `truncation: penalize` or the reverse, or a penalty that is not
+        UserError: an unknown choice, a penalty without `truncation: penalize` or the reverse, or a penalty that is not
             finite and above 0.
     """
 
@@ -68,14 +69,14 @@ class SuiteConfig:
         for name, choices in (("normalization", Normalization), ("truncation", Truncation)):
             given, allowed = getattr(self, name), get_args(choices)
             if given not in allowed:
-                raise ValueError(f"suite.{name} is {given!r}; allowed are {', '.join(map(repr, allowed))}.")
+                raise UserError(f"suite.{name} is {given!r}; allowed are {', '.join(map(repr, allowed))}.")
         if (self.truncation == "penalize") != (self.truncation_penalty is not None):
-            raise ValueError(
+            raise UserError(
                 f"suite.truncation is {self.truncation!r} and suite.truncation_penalty is {self.truncation_penalty}; "
                 "set both (truncation: penalize, truncation_penalty: 0.5) or leave the penalty null."
             )
         if self.truncation_penalty is not None and not 0 < self.truncation_penalty < math.inf:
-            raise ValueError(
+            raise UserError(
                 f"suite.truncation_penalty is {self.truncation_penalty}; it is subtracted, so it must be above 0 and "
                 "finite."
             )
@@ -90,7 +91,7 @@ class RewardSuite:
         config: normalization and truncation; the plain weighted sum by default.
 
     Raises:
-        ValueError: the list is empty, a name is missing, used twice or reserved, a weight is negative or not finite,
+        UserError: the list is empty, a name is missing, used twice or reserved, a weight is negative or not finite,
             all weights are 0, a gate or a required reward is missing, or gates and requirements form a cycle.
     """
 
@@ -108,7 +109,7 @@ class RewardSuite:
             The breakdown, float32 [B, G] on the CPU, rewards in the order of the configuration.
 
         Raises:
-            ValueError: there are no groups, the groups differ in size, or a reward returned anything but one finite
+            UserError: there are no groups, the groups differ in size, or a reward returned anything but one finite
                 number per completion.
             RewardError: a reward raised an exception.
         """
@@ -171,24 +172,24 @@ def _standardized(values: Tensor) -> Tensor:
 
 def _check_names(rewards: Sequence[Reward]) -> None:
     if not rewards:
-        raise ValueError("The list of rewards is empty; give at least one, such as rewards.AccuracyReward.")
+        raise UserError("The list of rewards is empty; give at least one, such as rewards.AccuracyReward.")
     for reward in rewards:
         if not hasattr(reward, "weight"):
-            raise ValueError(
+            raise UserError(
                 f"A {type(reward).__name__} has no weight; its __init__ must call "
                 "super().__init__(weight=..., gate=..., name=..., problem_types=...)."
             )
     names = [reward.name for reward in rewards]
     for reward in rewards:
         if not reward.name:
-            raise ValueError(f"A {type(reward).__name__} has no name; set `name` on the class or in its init_args.")
+            raise UserError(f"A {type(reward).__name__} has no name; set `name` on the class or in its init_args.")
         if reward.name in RESERVED_NAMES:
-            raise ValueError(
+            raise UserError(
                 f"A {type(reward).__name__} is named {reward.name!r}, the name of {RESERVED_NAMES[reward.name]}; "
                 "choose another name."
             )
         if names.count(reward.name) > 1:
-            raise ValueError(
+            raise UserError(
                 f"{names.count(reward.name)} rewards are named {reward.name!r}; names must be unique. "
                 "Give each its own `name` in its init_args."
             )
@@ -197,13 +198,13 @@ def _check_names(rewards: Sequence[Reward]) -> None:
 def _check_weights(rewards: Sequence[Reward]) -> None:
     for reward in rewards:
         if not (math.isfinite(reward.weight) and reward.weight >= 0):
-            raise ValueError(
+            raise UserError(
                 f"Reward {reward.name!r} has weight {reward.weight}; it must be finite and at least 0 "
                 "(0 only measures; a penalty is a reward that returns negative scores)."
             )
     if all(reward.weight == 0 for reward in rewards):
         names = ", ".join(reward.name for reward in rewards)
-        raise ValueError(
+        raise UserError(
             f"All rewards ({names}) have weight 0, so nothing would be learned; give at least one a positive weight."
         )
 
@@ -217,39 +218,39 @@ def _evaluation_order(rewards: Mapping[str, Reward]) -> tuple[str, ...]:
         for needed in needed_names:
             if needed not in rewards:
                 role = "is gated by" if needed == rewards[name].gate else "requires"
-                raise ValueError(
+                raise UserError(
                     f"Reward {name!r} {role} {needed!r}, which is not among the rewards ({', '.join(rewards)}); "
                     "add it or name one of these."
                 )
     try:
         return tuple(TopologicalSorter(needs).static_order())
     except CycleError as error:
-        raise ValueError(
+        raise UserError(
             f"Gates and required rewards form a cycle: {' -> '.join(error.args[1])}; remove one of these links."
         ) from error
 
 
 def _check_groups(groups: Sequence[RewardInput]) -> None:
     if not groups:
-        raise ValueError("There are no groups to score; give at least one.")
+        raise UserError("There are no groups to score; give at least one.")
     sizes = {len(group.completions) for group in groups}
     if len(sizes) > 1 or 0 in sizes:
         given = ", ".join(f"{group.record_id}: {len(group.completions)}" for group in groups)
-        raise ValueError(
+        raise UserError(
             "All groups must hold the same number of completions, at least 1; "
             f"given per problem_id: {given}. Sample every group with one group_size."
         )
 
 
 def _checked_scores(reward: Reward, group: RewardInput, scores: Sequence[float] | Tensor | None) -> GroupScores:
-    """G finite floats, or a ValueError that names the reward and the record."""
+    """G finite floats, or a UserError that names the reward and the record."""
     where = f"Reward {reward.name!r} on problem_id {group.record_id}"
     if isinstance(scores, Tensor):
         scores = scores.tolist()
     expected = len(group.completions)
     if not isinstance(scores, Sequence) or len(scores) != expected:
-        raise ValueError(f"{where} returned {scores!r}; it must return {expected} numbers, one per completion.")
+        raise UserError(f"{where} returned {scores!r}; it must return {expected} numbers, one per completion.")
     for index, score in enumerate(scores):
         if not isinstance(score, Real) or not math.isfinite(score):
-            raise ValueError(f"{where} returned {score!r} for completion {index}; scores must be finite numbers.")
+            raise UserError(f"{where} returned {score!r} for completion {index}; scores must be finite numbers.")
     return tuple(float(score) for score in scores)

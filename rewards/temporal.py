@@ -10,6 +10,7 @@ from typing import Any
 
 from rewards.accuracy import AnswerParsing, accuracy_reward
 from rewards.base import Reward
+from rewards.errors import UserError
 from rewards.types import RewardInput
 
 
@@ -29,7 +30,7 @@ class TemporalReward(Reward):
         kwargs: weight, gate, name and problem_types, as for every `Reward`.
 
     Raises:
-        ValueError: factor is negative, or shuffled_fraction is not in (0, 1].
+        UserError: factor is negative, or shuffled_fraction is not in (0, 1].
     """
 
     name = "temporal"
@@ -46,9 +47,9 @@ class TemporalReward(Reward):
     ) -> None:
         super().__init__(**kwargs)
         if factor < 0:
-            raise ValueError(f"Reward {self.name!r} has factor {factor}; it must be >= 0.")
+            raise UserError(f"Reward {self.name!r} has factor {factor}; it must be >= 0.")
         if not 0 < shuffled_fraction <= 1:
-            raise ValueError(f"Reward {self.name!r} has shuffled_fraction {shuffled_fraction}; it must be in (0, 1].")
+            raise UserError(f"Reward {self.name!r} has shuffled_fraction {shuffled_fraction}; it must be in (0, 1].")
         self.bonus = bonus
         self.factor = factor
         self.min_accuracy = min_accuracy

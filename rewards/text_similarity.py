@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
+from rewards.errors import UserError
+
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -17,11 +19,11 @@ def word_error_rate(prediction: str, reference: str) -> float:
     Words are split at whitespace and compared exactly, including letter case and punctuation.
 
     Raises:
-        ValueError: the reference has no words.
+        UserError: the reference has no words.
     """
     predicted_words, reference_words = prediction.split(), reference.split()
     if not reference_words:
-        raise ValueError(f"The word error rate against {reference!r} is undefined: the reference has no words.")
+        raise UserError(f"The word error rate against {reference!r} is undefined: the reference has no words.")
     return _edit_distance(predicted_words, reference_words) / len(reference_words)
 
 

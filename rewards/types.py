@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from rewards.errors import UserError
+
 
 class ProblemType(StrEnum):
     """The five kinds of question in the VideoRFT data; the value is the spelling used in records."""
@@ -25,7 +27,7 @@ class ProblemType(StrEnum):
     @classmethod
     def _missing_(cls, value: object) -> None:
         """Give `ProblemType(value)` an error that lists what is allowed."""
-        raise ValueError(f"problem_type is {value!r}; it must be one of {', '.join(repr(str(item)) for item in cls)}.")
+        raise UserError(f"problem_type is {value!r}; it must be one of {', '.join(repr(str(item)) for item in cls)}.")
 
 
 @dataclass(frozen=True, kw_only=True)

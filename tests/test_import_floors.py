@@ -79,9 +79,9 @@ def violations(root: Path, path: Path) -> list[str]:
         elif target is not None and target > floor:
             complaint = f"imports {name}, which stands above it ({' <- '.join(FLOORS)})"
         elif module.startswith(FUNCTIONAL + ".") and not (
-            name.startswith(FUNCTIONAL) or top == "torch" or top in sys.stdlib_module_names
+            name.startswith((FUNCTIONAL, "rewards.errors.")) or top == "torch" or top in sys.stdlib_module_names
         ):
-            complaint = f"imports {name}; {FUNCTIONAL} may import only torch and the standard library"
+            complaint = f"imports {name}; {FUNCTIONAL} may import only torch, the standard library and rewards.errors"
         else:
             continue
         found.append(f"{path}:{line}: {complaint}")

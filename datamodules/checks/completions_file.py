@@ -12,6 +12,7 @@ from typing import Any
 from datamodules.text_table import text_table
 from datamodules.whole_files import write_whole
 from rewards.accuracy import accuracy_reward
+from rewards.errors import UserError
 from rewards.format import format_reward
 from rewards.suite import TOTAL
 from rewards.types import ProblemType
@@ -54,13 +55,13 @@ def score_completions_file(input: Path, output: Path) -> CompletionsSummary:
         output: JSONL to write or replace; missing folders are made.
 
     Raises:
-        ValueError: the file has no rows, or a row is malformed, lacks a field, has an unknown problem type or a
+        UserError: the file has no rows, or a row is malformed, lacks a field, has an unknown problem type or a
             solution that cannot be graded; the message starts with file:line.
         FileNotFoundError: there is no input file.
     """
     rows = _scored_rows(input)
     if not rows:
-        raise ValueError(f"{input} has no rows; write one JSON object per line with {', '.join(REQUIRED_KEYS)}.")
+        raise UserError(f"{input} has no rows; write one JSON object per line with {', '.join(REQUIRED_KEYS)}.")
     write_whole(output, "".join(json.dumps(row) + "\n" for row in rows))
     counts = Counter(ProblemType(row["problem_type"]) for row in rows)
     sums: dict[ProblemType, Counter[str]] = {kind: Counter() for kind in counts}
@@ -78,7 +79,7 @@ def _scored_rows(path: Path) -> list[dict[str, Any]]:
                 row = _parsed_row(line)
                 rows.append({**row, SCORES_KEY: _scores(row)})
             except ValueError as error:
-                raise ValueError(f"{path}:{number}: {error}") from error
+                raise UserError(f"{path}:{number}: {error}") from error
     return rows
 
 
@@ -86,14 +87,14 @@ def _parsed_row(line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:  # Malformed JSON, or bytes that are not UTF-8.
-        raise ValueError(f"the line is not JSON ({error}); write one JSON object per line.") from error
+        raise UserError(f"the line is not JSON ({error}); write one JSON object per line.") from error
     if not isinstance(row, dict):
-        raise ValueError(f"the line holds a JSON {type(row).__name__}; write one JSON object per line.")
+        raise UserError(f"the line holds a JSON {type(row).__name__}; write one JSON object per line.")
     for key in REQUIRED_KEYS:
         if key not in row:
-            raise ValueError(f"the field {key!r} is missing; the row has {', '.join(row) or 'no fields'}.")
+            raise UserError(f"the field {key!r} is missing; the row has {', '.join(row) or 'no fields'}.")
         if not isinstance(row[key], str):
-            raise ValueError(f"the field {key!r} is {row[key]!r}; it must be a string.")
+            raise UserError(f"the field {key!r} is {row[key]!r}; it must be a string.")
     return row
 
 

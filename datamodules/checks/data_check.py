@@ -26,6 +26,7 @@ from datamodules.video.video_reader import ReaderName, probe_video, read_image, 
 from rewards.accuracy import AccuracyReward
 from rewards.answer_format import parse_response, wrap_think
 from rewards.base import RewardError
+from rewards.errors import UserError
 from rewards.options import split_option
 from rewards.suite import RewardSuite
 from rewards.types import ProblemType, RewardInput
@@ -106,11 +107,11 @@ def check_rewards(
         progress: show a progress bar.
 
     Raises:
-        ValueError: the suite has no accuracy reward.
+        UserError: the suite has no accuracy reward.
     """
     accuracy = next((name for name, reward in suite.rewards.items() if isinstance(reward, AccuracyReward)), None)
     if accuracy is None:
-        raise ValueError(
+        raise UserError(
             f"The rewards ({', '.join(suite.rewards)}) have no AccuracyReward, so there is nothing to check."
         )
     report = RewardReport()

@@ -21,6 +21,7 @@ from datamodules.media import record_times
 from datamodules.records import RecordFile
 from datamodules.types import EncodedPrompt, PromptBatch, VideoRecord
 from datamodules.video_datamodule import EncodedRecords, VideoDataModule
+from rewards.errors import UserError
 
 SHOWN_PROBLEMS = 20
 """Records that cannot be evaluated are listed up to this number."""
@@ -123,7 +124,7 @@ class BenchmarkDataModule(VideoDataModule):
 
     def stage_files(self, stage: str) -> list[str]:
         if stage not in ("validate", "test"):
-            raise ValueError(f"A BenchmarkDataModule is for validate and test, not for {stage}.")
+            raise UserError(f"A BenchmarkDataModule is for validate and test, not for {stage}.")
         return super().stage_files(stage)
 
     def find_fault(self, record: VideoRecord, seconds: float | None) -> str | None:
@@ -163,13 +164,13 @@ class BenchmarkDataModule(VideoDataModule):
         """Look at all records before a model is loaded.
 
         Args:
-            check: raises a ValueError for a record whose answer could not be scored.
+            check: raises a UserError for a record whose answer could not be scored.
 
         Returns:
             Benchmark -> what a reader of its scores must know about this data.
 
         Raises:
-            ValueError: records that cannot be scored or asked; the first `SHOWN_PROBLEMS` are listed.
+            UserError: records that cannot be scored or asked; the first `SHOWN_PROBLEMS` are listed.
         """
         problems: list[str] = []
         notes = {}
@@ -186,7 +187,7 @@ class BenchmarkDataModule(VideoDataModule):
         if problems:
             more = f"\n  and {len(problems) - SHOWN_PROBLEMS:,} more" if len(problems) > SHOWN_PROBLEMS else ""
             shown = "\n  ".join(problems[:SHOWN_PROBLEMS])
-            raise ValueError(f"{len(problems):,} questions cannot be evaluated:\n  {shown}{more}")
+            raise UserError(f"{len(problems):,} questions cannot be evaluated:\n  {shown}{more}")
         return notes
 
     def _range(self, file: RecordFile) -> range:
@@ -226,13 +227,13 @@ def _check_names(benchmarks: Sequence[str], files: dict[str, str], limit: int | 
     known = ", ".join(BENCHMARKS)
     unknown = [name for name in (*benchmarks, *files) if name not in BENCHMARKS]
     if unknown:
-        raise ValueError(f"data.init_args names the benchmark {unknown[0]!r}; there are {known}.")
+        raise UserError(f"data.init_args names the benchmark {unknown[0]!r}; there are {known}.")
     if not benchmarks or len(set(benchmarks)) < len(benchmarks):
-        raise ValueError(f"data.init_args.benchmarks is {list(benchmarks)}; name at least one of {known}, each once.")
+        raise UserError(f"data.init_args.benchmarks is {list(benchmarks)}; name at least one of {known}, each once.")
     unused = [name for name in files if name not in benchmarks]
     if unused:
-        raise ValueError(
+        raise UserError(
             f"data.init_args.files names {unused[0]!r}, which is not among the benchmarks {', '.join(benchmarks)}."
         )
     if limit is not None and limit < 1:
-        raise ValueError(f"data.init_args.limit is {limit}; it must be >= 1, or null for all questions.")
+        raise UserError(f"data.init_args.limit is {limit}; it must be >= 1, or null for all questions.")

@@ -9,6 +9,7 @@ from typing import Any
 
 from datamodules.evaluation.benchmarks.benchmark import Benchmark, Record
 from datamodules.whole_files import write_whole
+from rewards.errors import UserError
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 
@@ -26,7 +27,7 @@ def convert_files(benchmark: Benchmark, files: Sequence[str], output: Path, **op
         Number of records.
 
     Raises:
-        ValueError: an unknown part, a file that cannot be read, a row that is none of the benchmark's, or one question
+        UserError: an unknown part, a file that cannot be read, a row that is none of the benchmark's, or one question
             twice.
     """
     records: dict[str, Record] = {}
@@ -34,7 +35,7 @@ def convert_files(benchmark: Benchmark, files: Sequence[str], output: Path, **op
         for record in _records(benchmark, given, options):
             problem_id = record["problem_id"]
             if problem_id in records:
-                raise ValueError(f"{given}: question {problem_id!r} was there before. Give each file once.")
+                raise UserError(f"{given}: question {problem_id!r} was there before. Give each file once.")
             records[problem_id] = record
     write_whole(output, json.dumps(list(records.values()), indent=1, ensure_ascii=False) + "\n")
     return len(records)
@@ -45,7 +46,7 @@ def _records(benchmark: Benchmark, given: str, options: dict[str, str | bool]) -
     if benchmark.parts:
         part, _, path = given.partition("=")
         if part not in benchmark.parts or not path:
-            raise ValueError(
+            raise UserError(
                 f"{given!r}: the files of {benchmark.name} do not say what they hold. Write PART=FILE, with one of "
                 f"these parts: {', '.join(benchmark.parts)}."
             )
@@ -53,24 +54,24 @@ def _records(benchmark: Benchmark, given: str, options: dict[str, str | bool]) -
     try:
         yield from benchmark.convert(content, *([part] if part else []), **options)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
 def _content(path: Path) -> Any:
     """What an annotation file holds: rows, or for one benchmark a mapping."""
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path} is none of {', '.join(SUFFIXES)}; give the benchmark's own annotation files.")
+        raise UserError(f"{path} is none of {', '.join(SUFFIXES)}; give the benchmark's own annotation files.")
     if not path.is_file():
-        raise ValueError(f"{path} does not exist (looked from {Path.cwd()}).")
+        raise UserError(f"{path} does not exist (looked from {Path.cwd()}).")
     if path.suffix == ".parquet":
         from pyarrow import ArrowInvalid, parquet
 
         try:
             return parquet.read_table(path).to_pylist()
         except ArrowInvalid as error:
-            raise ValueError(f"{path} is no Parquet file: {error}") from error
+            raise UserError(f"{path} is no Parquet file: {error}") from error
     text = path.read_text(encoding="utf-8")
     try:
         return json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise UserError(f"{path} is not valid JSON: {error}") from error

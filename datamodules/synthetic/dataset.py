@@ -19,6 +19,7 @@ import numpy as np
 from datamodules.synthetic.generated_folder import publish_folder
 from datamodules.synthetic.scene import COLORS, FRAMES, SIZE, Flash, Scene, Shape, render, write_clip
 from datamodules.types import DataType
+from rewards.errors import UserError
 from rewards.types import ProblemType
 
 Task = Literal["order", "count"]
@@ -96,14 +97,14 @@ def write_dataset(
         progress: show a progress bar.
 
     Raises:
-        ValueError: an argument is out of range, or `output` holds files that were not generated here.
+        UserError: an argument is out of range, or `output` holds files that were not generated here.
     """
     counts = {"sft": sft_clips, "rl": rl_clips, "eval": eval_clips}
     for split, count in counts.items():
         if count < 0:
-            raise ValueError(f"{split}_clips is {count}; it must be 0 or more.")
+            raise UserError(f"{split}_clips is {count}; it must be 0 or more.")
     if not 0 <= teacher_error <= 1:
-        raise ValueError(f"teacher_error is {teacher_error}; a probability lies between 0 and 1.")
+        raise UserError(f"teacher_error is {teacher_error}; a probability lies between 0 and 1.")
 
     def build(folder: Path) -> None:
         from tqdm import tqdm

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.whole_files import whole_folder
+from rewards.errors import UserError
 
 STAMP = "generated.json"
 """In every generated folder: the arguments that it was made with, and the names of its entries."""
@@ -25,7 +26,7 @@ def publish_folder(output: Path, *, arguments: Mapping[str, Any], build: Callabl
         build: fills the empty folder that it is given.
 
     Raises:
-        ValueError: `output` is a file, or holds something that was not generated here.
+        UserError: `output` is a file, or holds something that was not generated here.
     """
     output = output.absolute()
     arguments = json.loads(json.dumps({"generator": _GENERATOR, **arguments}))  # tuples become lists, as in the file
@@ -41,10 +42,10 @@ def _generated_with(output: Path) -> dict[str, Any] | None:
     """Arguments of a complete generated folder, None if it is empty or lacks entries; refuses foreign files."""
     advice = "choose another folder, or move those files away"
     if not output.is_dir():
-        raise ValueError(f"{output} is a file; generated files go to a folder: {advice}.")
+        raise UserError(f"{output} is a file; generated files go to a folder: {advice}.")
     present = {entry.name for entry in output.iterdir()}
     stamp = json.loads((output / STAMP).read_text()) if STAMP in present else {}
     entries = set(stamp.get("entries", ()))
     if foreign := present - entries:
-        raise ValueError(f"{output} holds files that were not generated here ({', '.join(sorted(foreign))}): {advice}.")
+        raise UserError(f"{output} holds files that were not generated here ({', '.join(sorted(foreign))}): {advice}.")
     return stamp["arguments"] if entries and entries == present else None

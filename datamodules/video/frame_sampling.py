@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from datamodules.video.types import FramePlan, PatchGeometry
+from rewards.errors import UserError
 
 MAX_ASPECT_RATIO = 200
 MIN_BUDGET_SLACK = 1.05
@@ -36,18 +37,18 @@ class FrameConfig(PatchGeometry):
     def __post_init__(self) -> None:
         for name in ("patch_size", "merge_size", "temporal_patch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.num_frames < 1 or self.num_frames % self.temporal_patch_size:
-            raise ValueError(
+            raise UserError(
                 f"num_frames is {self.num_frames}; it must be a positive multiple of temporal_patch_size "
                 f"({self.temporal_patch_size}), because that many frames form one temporal patch."
             )
         for low, high in (("min_pixels", "max_pixels"), ("image_min_pixels", "image_max_pixels")):
             smallest, largest = getattr(self, low), getattr(self, high)
             if smallest < 1:
-                raise ValueError(f"{low} is {smallest}; it must be at least 1 (a number like 128 * 28 * 28).")
+                raise UserError(f"{low} is {smallest}; it must be at least 1 (a number like 128 * 28 * 28).")
             if largest < max(smallest, self.grid**2):
-                raise ValueError(
+                raise UserError(
                     f"{high} is {largest}; it must be at least {low} ({smallest}) and one token's "
                     f"{self.grid} x {self.grid} = {self.grid**2} pixels. Raise {high} or lower {low}."
                 )
@@ -75,11 +76,11 @@ def plan_frames(total_frames: int, fps: float, height: int, width: int, config: 
         config: frame count and pixel budget.
 
     Raises:
-        ValueError: no frames, no frame rate, or a side more than 200 times the other.
+        UserError: no frames, no frame rate, or a side more than 200 times the other.
     """
     indices = frame_indices(total_frames, config)
     if not (fps > 0 and math.isfinite(fps)):
-        raise ValueError(f"The clip's frame rate is {fps}; it must be a positive number. Re-encode the file.")
+        raise UserError(f"The clip's frame rate is {fps}; it must be a positive number. Re-encode the file.")
     ceiling = max(config.max_pixels, int(config.min_pixels * MIN_BUDGET_SLACK))
     planned_height, planned_width = _fit(height, width, config.grid, config.min_pixels, ceiling)
     return FramePlan(
@@ -97,10 +98,10 @@ def frame_indices(total_frames: int, config: FrameConfig) -> tuple[int, ...]:
     beyond.
 
     Raises:
-        ValueError: the clip has no frames.
+        UserError: the clip has no frames.
     """
     if total_frames < 1:
-        raise ValueError(f"The clip has {total_frames} frames; at least 1 is needed. Check or re-encode the file.")
+        raise UserError(f"The clip has {total_frames} frames; at least 1 is needed. Check or re-encode the file.")
     patch = config.temporal_patch_size
     count = max(min(config.num_frames, total_frames) // patch, 1) * patch
     if count == 1:
@@ -112,7 +113,7 @@ def plan_image_size(height: int, width: int, config: FrameConfig) -> tuple[int, 
     """Size (height, width) of an image of `height` x `width` pixels within the image budget of `config`.
 
     Raises:
-        ValueError: a side is more than 200 times the other.
+        UserError: a side is more than 200 times the other.
     """
     return _fit(height, width, config.grid, config.image_min_pixels, config.image_max_pixels)
 
@@ -124,10 +125,10 @@ def _fit(height: int, width: int, grid: int, min_pixels: int, max_pixels: int) -
     frame that is enlarged: its sides are rounded up.
     """
     if min(height, width) < 1:
-        raise ValueError(f"The media is {width} x {height} pixels; both sides must be at least 1.")
+        raise UserError(f"The media is {width} x {height} pixels; both sides must be at least 1.")
     aspect_ratio = max(height, width) / min(height, width)
     if aspect_ratio > MAX_ASPECT_RATIO:
-        raise ValueError(
+        raise UserError(
             f"The media is {width} x {height} pixels, an aspect ratio of {aspect_ratio:.1f}; at most "
             f"{MAX_ASPECT_RATIO} is allowed. Crop it or leave the record out."
         )

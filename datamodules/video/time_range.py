@@ -14,6 +14,7 @@ from numbers import Real
 from pathlib import Path
 
 from datamodules.video.types import TimeRangeError
+from rewards.errors import UserError
 
 END_SLACK = 1
 """Seconds that `end` may lie beyond the end of the video, and is then moved back: annotations name whole seconds or
@@ -99,18 +100,18 @@ def time_range(start: object, end: object) -> TimeRange | None:
     appears at a tenth of a second.
 
     Raises:
-        ValueError: not numbers, negative, or `end` not after `start`.
+        UserError: not numbers, negative, or `end` not after `start`.
     """
     if start is None and end is None:
         return None
     for name, value in (("start", start), ("end", end)):
         number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
         if value is not None and not number:
-            raise ValueError(f"{name} is {value!r}; it must be a number of seconds, null or absent.")
+            raise UserError(f"{name} is {value!r}; it must be a number of seconds, null or absent.")
     first = Fraction(0) if start is None else _as_written(start)
     last = None if end is None else _as_written(end)
     if first < 0 or (last is not None and last <= first):
-        raise ValueError(
+        raise UserError(
             f"start is {start!r} and end is {end!r}; needed is 0 <= start < end, in seconds from the first frame."
         )
     return TimeRange(start=first, end=last)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from rewards.errors import UserError
+
 RE_ENCODE = "Fetch the file again or re-encode it (`ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4`)."
 
 
-class VideoReadError(ValueError):
+class VideoReadError(UserError):
     """A media file that cannot be read as asked; the message holds the path, the cause and the remedy.
 
     One string is the only argument, so that the error keeps its type on the way out of a data loader's worker.

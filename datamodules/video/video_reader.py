@@ -28,6 +28,7 @@ from datamodules.video.types import (
     unreadable,
 )
 from datamodules.video.video_file import DECODER_THREADS
+from rewards.errors import UserError
 
 ReaderName = Literal["pyav", "decord", "torchcodec"]
 Result = TypeVar("Result")
@@ -61,11 +62,11 @@ def read_video(
     Raises:
         VideoReadError: no such file, no video stream, no frames, cut off, damaged where it matters, or too thin.
         TimeRangeError: `start` or `end` lies beyond the end of the video, or no frame appears between them.
-        ValueError: unknown reader; `start` and `end` are not 0 <= start < end.
+        UserError: unknown reader; `start` and `end` are not 0 <= start < end.
         ImportError: the chosen reader, or the FFmpeg that torchcodec needs, is not installed.
     """
     if reader not in READERS:
-        raise ValueError(f"Unknown video reader {reader!r}; choose one of {', '.join(READERS)}.")
+        raise UserError(f"Unknown video reader {reader!r}; choose one of {', '.join(READERS)}.")
     return READERS[reader](Path(path), config, time_range(start, end))
 
 
@@ -99,7 +100,7 @@ def probe_video(path: str | Path, *, start: float | None = None, end: float | No
     """A video's numbers, or those of its stretch from `start` to `end`: demuxed once, decoded up to its first frame.
 
     Raises:
-        VideoReadError, TimeRangeError, ValueError: as `read_video`.
+        VideoReadError, TimeRangeError, UserError: as `read_video`.
     """
     times = time_range(start, end)
     return _with_video(Path(path), lambda video: _metadata(video, times))
@@ -169,7 +170,7 @@ def _read_torchcodec(path: Path, config: FrameConfig, times: TimeRange | None) -
         wanted = _chosen(shown, config)
         images = video.get_frames_at(wanted).data  # [f, 3, H, W]
     except VideoReadError:
-        raise  # a ValueError that is ours
+        raise  # a UserError that is ours
     except (RuntimeError, ValueError, IndexError) as error:
         if "Could not load libtorchcodec" in str(error):
             raise ImportError(

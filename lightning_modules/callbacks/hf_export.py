@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_modules.policy.export import EXPORT_MARKS, replaceable
 from lightning_modules.training.shared_folder import shared_folder
+from rewards.errors import UserError
 
 
 class HFExport(Callback):
@@ -34,18 +35,18 @@ class HFExport(Callback):
         """Check before training what would fail after it.
 
         Raises:
-            ValueError: the module cannot export, or the folder holds something other than an export.
+            UserError: the module cannot export, or the folder holds something other than an export.
         """
         if stage != TrainerFn.FITTING:
             return
         if not callable(getattr(pl_module, "export_pretrained", None)):
-            raise ValueError(
+            raise UserError(
                 f"HFExport needs a module with export_pretrained(path); {type(pl_module).__name__} has none. "
                 "Remove the callback or add the method."
             )
         folder = self._folder(trainer)
         if folder.exists() and not replaceable(folder):
-            raise ValueError(
+            raise UserError(
                 f"HFExport would replace {folder}, which is not a model folder (it holds none of "
                 f"{', '.join(EXPORT_MARKS)}). Choose another HFExport.output or empty it."
             )

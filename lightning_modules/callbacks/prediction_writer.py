@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_modules.evaluation.journal import Journal
+from rewards.errors import UserError
 
 Row = dict[str, Any]
 """A plain JSON object of the user's own form, with a `problem_id`."""
@@ -94,7 +95,7 @@ class PredictionWriter(Callback):
         parts = [self._journal.part(rank) for rank in range(ranks)]
         missing = [str(part) for part in parts if not part.exists()]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"Rank 0 does not see {', '.join(missing)}. Give PredictionWriter an output on a file system that all "
                 "nodes share; each node's rows are in its own .partial files."
             )
@@ -122,7 +123,7 @@ class PredictionWriter(Callback):
 
 def _check_rows(rows: Any) -> None:
     if not isinstance(rows, list) or not all(isinstance(row, dict) and "problem_id" in row for row in rows):
-        raise ValueError(
+        raise UserError(
             f"PredictionWriter needs steps that return None or a list of dicts with a problem_id; got {rows!r:.200}. "
             "Return rows from the step, or remove the callback."
         )
@@ -132,7 +133,7 @@ def _encoded(line: dict[str, Any], problem_id: Any) -> str:
     try:
         return json.dumps(line, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"The prediction of problem_id {problem_id} is not plain JSON: {error}. "
             "Rows hold strings, finite numbers, booleans, None, and lists and dicts of these."
         ) from error

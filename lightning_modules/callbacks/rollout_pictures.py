@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_modules.pictures.rollout_picture import rollout_picture
 from lightning_modules.rollouts.sample import RolloutSample
+from rewards.errors import UserError
 
 _ENTITIES = {ord(sign): f"&#{ord(sign)};" for sign in string.punctuation}
 
@@ -33,7 +34,7 @@ class RolloutPictures(Callback):
         """
         for name, value in (("every_n_steps", every_n_steps), ("groups_per_step", groups_per_step)):
             if value < 1:
-                raise ValueError(f"RolloutPictures.{name} is {value}; it must be at least 1.")
+                raise UserError(f"RolloutPictures.{name} is {value}; it must be at least 1.")
         super().__init__()
         self.every_n_steps = every_n_steps
         self.groups_per_step = groups_per_step

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from datamodules.whole_files import whole_file
 from lightning_modules.rollout_log.stored_rows import Row, as_table, stored_rows
 from lightning_modules.rollouts.sample import RolloutSample
+from rewards.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -50,7 +51,7 @@ class RolloutStore(Callback):
         """
         for name, value in (("rows_per_file", rows_per_file), ("every_n_steps", every_n_steps)):
             if value < 1:
-                raise ValueError(f"RolloutStore.{name} is {value}; it must be at least 1.")
+                raise UserError(f"RolloutStore.{name} is {value}; it must be at least 1.")
         super().__init__()
         self.output = output
         self.rows_per_file = rows_per_file
@@ -66,20 +67,20 @@ class RolloutStore(Callback):
         """Check before training what would fail after the first batches.
 
         Raises:
-            ValueError: the module has no `last_rollouts`, or the output is a file.
+            UserError: the module has no `last_rollouts`, or the output is a file.
         """
         if stage != TrainerFn.FITTING:
             return
         import pyarrow.parquet  # noqa: F401 - it takes a moment, and an ImportError belongs here
 
         if not hasattr(pl_module, "last_rollouts"):
-            raise ValueError(
+            raise UserError(
                 f"RolloutStore needs a module with `last_rollouts`; {type(pl_module).__name__} has none. "
                 "Remove the callback from this run."
             )
         folder = self._output_folder(trainer)
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"RolloutStore.output is {folder}, which is not a folder. Choose another one.")
+            raise UserError(f"RolloutStore.output is {folder}, which is not a folder. Choose another one.")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.fast_dev_run:

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 
 from datamodules.types import PromptBatch, SFTBatch
 from lightning_modules.training.phase_timer import PhaseTimer
+from rewards.errors import UserError
 
 EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: a new attempt may succeed."""
@@ -56,7 +57,7 @@ class Watchdog(Callback):
                 than the timeout of the process group.
         """
         if seconds <= 0:
-            raise ValueError(f"Watchdog.seconds is {seconds}; it must be > 0.")
+            raise UserError(f"Watchdog.seconds is {seconds}; it must be > 0.")
         super().__init__()
         self.seconds = seconds
         self._rank = ""
@@ -69,11 +70,11 @@ class Watchdog(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """
         Raises:
-            ValueError: the process group would give up first, without naming step and records.
+            UserError: the process group would give up first, without naming step and records.
         """
         timeout = getattr(trainer.strategy, "_timeout", None)  # Lightning has no public name for it
         if timeout is not None and trainer.world_size > 1 and timeout.total_seconds() <= self.seconds:
-            raise ValueError(
+            raise UserError(
                 f"Watchdog.seconds is {self.seconds:g}, but the process group gives up after "
                 f"{timeout.total_seconds():g} s, before the watchdog can speak. Set seconds lower, or the strategy's "
                 "timeout (FSDP2Strategy: timeout_seconds) higher."

@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from lightning_modules.commands.run_config import ParseRun, RunConfig
+from rewards.errors import UserError
 
 
 def check_data(
@@ -72,7 +73,7 @@ def check_rewards(
     from rewards.suite import RewardSuite
 
     if [run, completions, rollouts].count(None) != 2:
-        raise ValueError(
+        raise UserError(
             "`check rewards` takes either --config with the YAML files of a run, or --completions, or --rollouts."
         )
     if rollouts is not None:
@@ -80,9 +81,9 @@ def check_rewards(
         return
     if completions is not None:
         if output is None:
-            raise ValueError("`check rewards --completions` also needs --output, the file to write.")
+            raise UserError("`check rewards --completions` also needs --output, the file to write.")
         if not Path(completions).is_file():
-            raise ValueError(f"--completions is {completions!r}, which is not a file (looked from {Path.cwd()}).")
+            raise UserError(f"--completions is {completions!r}, which is not a file (looked from {Path.cwd()}).")
         print(score_completions_file(Path(completions), Path(output)).render())
         return
     data, model = run.build("data"), run.build("model")
@@ -164,7 +165,7 @@ def check_command(arguments: Sequence[str], *, parse: ParseRun) -> None:
 
 def _needed(run: RunConfig | None, check: str) -> RunConfig:
     if run is None:
-        raise ValueError(f"`check {check}` needs the YAML files of a run; give each with -c (--config).")
+        raise UserError(f"`check {check}` needs the YAML files of a run; give each with -c (--config).")
     return run
 
 

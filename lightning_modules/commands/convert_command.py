@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rewards.errors import UserError
+
 
 def convert_command(arguments: Sequence[str]) -> None:
     """Make the data file of a benchmark from its authors' annotation."""
@@ -33,7 +35,7 @@ def convert_command(arguments: Sequence[str]) -> None:
     given = parser.parse_args(list(arguments[1:]))
     benchmark = BENCHMARKS[given.benchmark]
     if given.question_only and not benchmark.question_only:
-        raise ValueError(f"--question_only belongs to {with_clips}; {given.benchmark} has no such clips.")
+        raise UserError(f"--question_only belongs to {with_clips}; {given.benchmark} has no such clips.")
     options = {"folder": given.folder} if given.folder else {}
     options |= {"question_only": True} if given.question_only else {}
     count = convert_files(benchmark, given.files, Path(given.output), **options)

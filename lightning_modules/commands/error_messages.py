@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import sys
 
+from rewards.errors import UserError
+
 _WORKER_ERROR = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\n")
 _UNION_NOISE = re.compile(
     r"\s*(?:Does not validate against any of|Subtypes: |Errors:$|- Expected a <class 'NoneType'>|Given value)"
@@ -17,7 +19,7 @@ _REFUSED_ARGUMENT = re.compile(
 def mistakes() -> tuple[type[Exception], ...]:
     """The exceptions that mean a user's mistake; Lightning's own is among them once Lightning is imported."""
     lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
-    return (ValueError, lightning.MisconfigurationException) if lightning else (ValueError,)
+    return (UserError, lightning.MisconfigurationException) if lightning else (UserError,)
 
 
 def reason(error: Exception) -> str:

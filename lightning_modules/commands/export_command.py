@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_modules.commands.run_config import ParseRun, RunConfig
+from rewards.errors import UserError
 
 
 def export(
@@ -39,7 +40,7 @@ def export(
     run = RunConfig(parse, config or [_saved_config(checkpoint)])
     module = run.build("model")
     if module.lora is None and adapters == "keep":
-        raise ValueError("--adapters is 'keep', but the run trained whole weights (model.lora is null). Leave it out.")
+        raise UserError("--adapters is 'keep', but the run trained whole weights (model.lora is null). Leave it out.")
     module.quantization = None  # adapters of a 4-bit base are merged into the weights it was made from
     policy = module.load_policy()
     exporting.load_trained(policy, trained)
@@ -56,7 +57,7 @@ def _saved_config(checkpoint: Path) -> str:
 
     folder = run_folder(checkpoint)
     if folder is None:
-        raise ValueError(
+        raise UserError(
             f"There is no config.yaml beside {str(checkpoint)!r} or in the folder above it; give the YAML files of the "
             "run, each with -c (--config)."
         )

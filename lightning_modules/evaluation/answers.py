@@ -15,6 +15,7 @@ from lightning_modules.policy.policy import Policy
 from lightning_modules.rollouts.choice_scoring import likeliest, option_logprobs
 from lightning_modules.rollouts.types import RolloutEngine, SamplingConfig
 from rewards.answer_format import parse_response
+from rewards.errors import UserError
 from rewards.evaluation.predictions import Grades, Outcome, Prediction, gold_answer, grade
 from rewards.evaluation.scoring import BenchmarkScoring, ScoringRule, predicted_answer
 from rewards.options import option_letters
@@ -116,7 +117,7 @@ def grade_record(
     """Score an answer to a record; with None, find before the first answer what could not be scored after it.
 
     Raises:
-        ValueError: as `grade`.
+        UserError: as `grade`.
     """
     return grade(
         scoring,
@@ -137,7 +138,7 @@ def _offered_letters(record: VideoRecord) -> tuple[str, ...]:
     letters = option_letters(record.options, record.problem, where=record.where)
     gold = gold_answer(record.solution)
     if gold not in letters:
-        raise ValueError(
+        raise UserError(
             f"{record.where}: the right answer {gold!r} is none of the letters {', '.join(letters)}, so scoring them "
             "cannot give it. Write the letter into the record, or generate answers instead."
         )

@@ -15,6 +15,7 @@ from typing import TextIO
 
 from datamodules.evaluation.benchmark_datamodule import ItemKey
 from datamodules.whole_files import write_whole
+from rewards.errors import UserError
 from rewards.evaluation.predictions import Prediction, read_predictions
 
 Answered = dict[ItemKey, Prediction]
@@ -93,7 +94,7 @@ class PredictionJournal(Journal):
             retry_failed: take batches with a failed item as not finished.
 
         Raises:
-            ValueError: a part holds something else than predictions of this run.
+            UserError: a part holds something else than predictions of this run.
         """
         answered = self._finished(retry_failed)
         if self.output.exists() and self._is_complete(answered):
@@ -135,7 +136,7 @@ class PredictionJournal(Journal):
             for prediction in read_predictions(path, partial=path != self.output):
                 key = ItemKey(prediction.benchmark, prediction.index)
                 if found.setdefault(key, prediction) != prediction:
-                    raise ValueError(
+                    raise UserError(
                         f"{path}: item {key.index} of {key.benchmark} has another answer than in another file of "
                         f"{path.parent}. Two runs have written into this folder at a time; start anew in another one."
                     )

@@ -25,6 +25,7 @@ from lightning_modules.evaluation.answers import ChoiceScoring
 from lightning_modules.evaluation.typed_json import read_json
 from lightning_modules.policy.adapters import AdapterConfig
 from lightning_modules.rollouts.types import SamplingConfig
+from rewards.errors import UserError
 from rewards.evaluation.scoring import ScoringRule
 
 VERSION = 2
@@ -168,7 +169,7 @@ def model_files(name_or_path: str) -> dict[str, str]:
         name_or_path: a folder, or a Hugging Face name, whose files are fetched here unless they are in the cache.
 
     Raises:
-        ValueError: there are no weights among them.
+        UserError: there are no weights among them.
     """
     from huggingface_hub import snapshot_download
 
@@ -177,7 +178,7 @@ def model_files(name_or_path: str) -> dict[str, str]:
         folder = Path(snapshot_download(name_or_path, allow_patterns=[f"*{suffix}" for suffix in MODEL_SUFFIXES]))
     files = {path.name: path for path in folder.iterdir() if path.suffix in MODEL_SUFFIXES and path.is_file()}
     if not any(Path(name).suffix in WEIGHT_SUFFIXES for name in files):
-        raise ValueError(
+        raise UserError(
             f"model_name_or_path is {name_or_path!r}, but {folder} holds no weights ({', '.join(WEIGHT_SUFFIXES)}). "
             "Give the folder of a complete checkpoint."
         )
@@ -219,7 +220,7 @@ def read_manifest(path: str | Path) -> Manifest:
     """The manifest of an earlier run.
 
     Raises:
-        ValueError: no such file, or one that is no manifest of this version.
+        UserError: no such file, or one that is no manifest of this version.
     """
     return read_json(path, Manifest, version=VERSION, remedy="Give the manifest.json of a run folder.")
 
@@ -244,12 +245,12 @@ def refuse_differences(expected: Manifest, given: Manifest, *, title: str, remed
     """Compare the identities of an earlier and of this run.
 
     Raises:
-        ValueError: they differ in model, data or settings; the message lists where.
+        UserError: they differ in model, data or settings; the message lists where.
     """
     found = differences(asdict(expected.identity), asdict(given.identity))
     if found:
         lines = "\n  ".join(found[:20]) + (f"\n  and {len(found) - 20} more" if len(found) > 20 else "")
-        raise ValueError(f"{title}\n  {lines}\n{remedy}")
+        raise UserError(f"{title}\n  {lines}\n{remedy}")
 
 
 def check_replay(path: str | Path, given: Manifest) -> list[str]:
@@ -259,7 +260,7 @@ def check_replay(path: str | Path, given: Manifest) -> list[str]:
         Differences in library versions, which are allowed.
 
     Raises:
-        ValueError: no manifest there, or model, data or settings differ.
+        UserError: no manifest there, or model, data or settings differ.
     """
     expected = read_manifest(path)
     remedy = "Give the same model and data files, and no other settings; paths may differ."

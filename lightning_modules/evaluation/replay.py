@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_modules.evaluation.manifest import read_manifest
+from rewards.errors import UserError
 
 OF_THIS_RUN = ("output", "manifest", "retry_failed")
 """Arguments of the module that a replay does not take over."""
@@ -36,7 +37,7 @@ def with_manifest(arguments: Sequence[str]) -> list[str]:
         arguments: begin with the command's name; returned as they are without `--manifest`.
 
     Raises:
-        ValueError: the command is neither validate nor test, or the file is no manifest that holds a configuration.
+        UserError: the command is neither validate nor test, or the file is no manifest that holds a configuration.
     """
     command, *options = arguments
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -45,10 +46,10 @@ def with_manifest(arguments: Sequence[str]) -> list[str]:
     if given.manifest is None:
         return list(arguments)
     if command not in ("validate", "test"):
-        raise ValueError(f"--manifest replays a benchmark run with validate or test, not with {command}.")
+        raise UserError(f"--manifest replays a benchmark run with validate or test, not with {command}.")
     config = read_manifest(given.manifest).run
     if config is None:
-        raise ValueError(
+        raise UserError(
             f"{given.manifest} holds no configuration, because its run was not started from the command line. Give "
             "the YAML files of the run, and the manifest as --model.init_args.manifest."
         )

@@ -90,7 +90,7 @@ def read_results(path: Path) -> RunResults:
     """The `results.json` of an earlier run.
 
     Raises:
-        ValueError: no such file, or one of another form.
+        UserError: no such file, or one of another form.
     """
     remedy = "Give the folder of a finished validate run on benchmarks, or repeat the run."
     return read_json(path, RunResults, version=VERSION, remedy=remedy)

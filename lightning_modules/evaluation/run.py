@@ -17,6 +17,7 @@ from lightning_modules.evaluation.journal import PredictionJournal
 from lightning_modules.evaluation.manifest import Manifest
 from lightning_modules.evaluation.results import BenchmarkResults, RunResults, benchmark_results, reference_results
 from lightning_modules.evaluation.typed_json import as_text
+from rewards.errors import UserError
 from rewards.evaluation.predictions import Prediction
 
 
@@ -46,13 +47,13 @@ class BenchmarkRun:
             retry_failed: media may have been repaired since.
 
         Raises:
-            ValueError: the folder holds predictions without a manifest, or a run of another identity or of other
+            UserError: the folder holds predictions without a manifest, or a run of another identity or of other
                 library versions.
         """
         path = self.folder / "manifest.json"
         if not path.exists():
             if self.folder.exists() and any(self.folder.glob("predictions*.jsonl")):
-                raise ValueError(
+                raise UserError(
                     f"{self.folder} holds predictions, but no manifest.json that says how they were made. Give "
                     "model.init_args.output another folder."
                 )
@@ -66,7 +67,7 @@ class BenchmarkRun:
         changed = manifests.differences(earlier.versions, given.versions)
         if changed:
             lines = "\n  ".join(changed)
-            raise ValueError(f"{self.folder} holds a run with other library versions:\n  {lines}\n{remedy}")
+            raise UserError(f"{self.folder} holds a run with other library versions:\n  {lines}\n{remedy}")
 
     def prepare(self, *, retry_failed: bool) -> None:
         """Write the manifest and gather what earlier runs have answered; rank 0 calls it, the others wait."""

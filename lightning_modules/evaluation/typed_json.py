@@ -9,6 +9,8 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from rewards.errors import UserError
+
 Form = TypeVar("Form")
 
 
@@ -28,25 +30,25 @@ def read_json(path: str | Path, form: type[Form], *, version: int, remedy: str) 
         remedy: ends every message.
 
     Raises:
-        ValueError: no such file, or one that does not hold this version of the form.
+        UserError: no such file, or one that does not hold this version of the form.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} is missing (looked from {Path.cwd()}). {remedy}")
+        raise UserError(f"{path} is missing (looked from {Path.cwd()}). {remedy}")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}. {remedy}") from error
+        raise UserError(f"{path} is not JSON: {error}. {remedy}") from error
     if not isinstance(value, dict) or value.get("version") != version:
-        raise ValueError(f"{path} is no {form.__name__} of version {version}. {remedy}")
+        raise UserError(f"{path} is no {form.__name__} of version {version}. {remedy}")
     try:
         return _built(form, value, "")
     except ValueError as error:
-        raise ValueError(f"{path}: {error} {remedy}") from error
+        raise UserError(f"{path}: {error} {remedy}") from error
 
 
 def _built(form: Any, value: Any, place: str) -> Any:
-    """`value` as the type `form`; a ValueError names the place if it is none."""
+    """`value` as the type `form`; a UserError names the place if it is none."""
     origin, arguments = get_origin(form), get_args(form)
     if form is Any:
         return value
@@ -57,7 +59,7 @@ def _built(form: Any, value: Any, place: str) -> Any:
         names = [field.name for field in fields(form)]
         if not isinstance(value, dict) or value.keys() != set(names):
             found = sorted(value) if isinstance(value, dict) else value
-            raise ValueError(f"{place or 'the file'} must hold {', '.join(names)}, but it is {found!r:.200}.")
+            raise UserError(f"{place or 'the file'} must hold {', '.join(names)}, but it is {found!r:.200}.")
         hints = get_type_hints(form)
         return form(**{name: _built(hints[name], value[name], f"{place}.{name}".strip(".")) for name in names})
     if origin in (list, tuple) and isinstance(value, list):
@@ -67,5 +69,5 @@ def _built(form: Any, value: Any, place: str) -> Any:
     allowed = arguments if origin is Literal else ()
     kinds = (int, float) if form is float else form if isinstance(form, type) else ()
     if value not in allowed and (not isinstance(value, kinds) or (isinstance(value, bool) and form is not bool)):
-        raise ValueError(f"{place} is {value!r:.200}; it must be {' or '.join(map(repr, allowed)) or form.__name__}.")
+        raise UserError(f"{place} is {value!r:.200}; it must be {' or '.join(map(repr, allowed)) or form.__name__}.")
     return value

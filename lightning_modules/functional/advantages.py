@@ -9,6 +9,8 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from rewards.errors import UserError
+
 AdvantageScale = Literal["group", "batch", "none"]
 
 
@@ -31,10 +33,10 @@ def group_relative_advantages(
         float [B, G].
 
     Raises:
-        ValueError: fewer than two completions per group, or an unknown scale.
+        UserError: fewer than two completions per group, or an unknown scale.
     """
     if rewards.ndim != 2 or rewards.shape[1] < 2:
-        raise ValueError(
+        raise UserError(
             f"rewards have shape {tuple(rewards.shape)}; a group-relative advantage needs [B, G] with G >= 2 "
             "completions per prompt."
         )
@@ -45,7 +47,7 @@ def group_relative_advantages(
         return centered / ((rewards if all_rewards is None else all_rewards).std() + eps)
     if scale == "none":
         return centered
-    raise ValueError(f"scale is {scale!r}; allowed are {', '.join(map(repr, get_args(AdvantageScale)))}.")
+    raise UserError(f"scale is {scale!r}; allowed are {', '.join(map(repr, get_args(AdvantageScale)))}.")
 
 
 def zero_variance(rewards: Tensor) -> Tensor:

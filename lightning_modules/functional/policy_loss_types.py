@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rewards.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossInputs:
@@ -59,19 +61,19 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         if not self.beta >= 0:
-            raise ValueError(f"model.loss_config.beta is {self.beta}; it must be >= 0 (0 trains without a reference).")
+            raise UserError(f"model.loss_config.beta is {self.beta}; it must be >= 0 (0 trains without a reference).")
         if not (0 < self.clip_low <= 1 and self.clip_high > 0):
-            raise ValueError(
+            raise UserError(
                 f"model.loss_config.clip_low is {self.clip_low} and clip_high is {self.clip_high}; clip_low must be "
                 "in (0, 1] and clip_high > 0."
             )
         if self.delta is not None and not self.delta > 1 + self.clip_high:
-            raise ValueError(
+            raise UserError(
                 f"model.loss_config.delta is {self.delta} and clip_high is {self.clip_high}; delta must be > 1 + "
                 "clip_high, or null for no bound."
             )
         if not self.kl_log_clamp > 0:
-            raise ValueError(f"model.loss_config.kl_log_clamp is {self.kl_log_clamp}; it must be > 0.")
+            raise UserError(f"model.loss_config.kl_log_clamp is {self.kl_log_clamp}; it must be > 0.")
 
 
 @dataclass(frozen=True, kw_only=True)

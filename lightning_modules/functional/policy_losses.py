@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_modules.functional.masking import masked_mean, masked_row_mean
 from lightning_modules.functional.policy_loss_types import BatchCounts, LossConfig, LossInputs, LossOutput, PolicyLoss
+from rewards.errors import UserError
 
 Aggregate = Callable[[Tensor, Tensor], Tensor]
 """Takes values [S, C] and a mask [S, C] to one sum."""
@@ -98,12 +99,12 @@ def find_loss(name: str, config: LossConfig) -> PolicyLoss:
     """The loss called `name`, after checking that it uses every setting of `config`.
 
     Raises:
-        ValueError: there is no such loss, or it does not use `config.delta` and that is set.
+        UserError: there is no such loss, or it does not use `config.delta` and that is set.
     """
     if name not in LOSSES:
-        raise ValueError(f"model.loss is {name!r}; allowed are {', '.join(map(repr, LOSSES))}.")
+        raise UserError(f"model.loss is {name!r}; allowed are {', '.join(map(repr, LOSSES))}.")
     if config.delta is not None and not LOSSES[name].uses_delta:
-        raise ValueError(
+        raise UserError(
             f"model.loss is {name!r} and model.loss_config.delta is {config.delta}; this loss bounds every ratio "
             "by 1 + clip_high already. Set delta: null."
         )

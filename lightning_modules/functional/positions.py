@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rewards.errors import UserError
+
 
 def mrope_position_ids(
     input_ids: Tensor,
@@ -46,14 +48,14 @@ def mrope_position_ids(
         position_ids int64 [3, B, L], 1 on padding, and next_position int64 [B].
 
     Raises:
-        ValueError: media tokens and grids do not match.
+        UserError: media tokens and grids do not match.
     """
     device = input_ids.device
     images = _grids(image_grid_thw)
     videos = _grids(video_grid_thw)
     seconds = [1.0] * len(videos) if second_per_grid is None else second_per_grid.tolist()
     if len(seconds) != len(videos):
-        raise ValueError(f"second_per_grid has {len(seconds)} entries for {len(videos)} videos; give one per video.")
+        raise UserError(f"second_per_grid has {len(seconds)} entries for {len(videos)} videos; give one per video.")
     queues = {
         image_token_id: iter([(grid, 0.0) for grid in images]),
         video_token_id: iter(list(zip(videos, seconds, strict=True))),
@@ -67,7 +69,7 @@ def mrope_position_ids(
         next_position[row] = positions.max() + 1 if positions.numel() else 0
     left_over = {token: len(list(queue)) for token, queue in queues.items()}
     if any(left_over.values()):
-        raise ValueError(
+        raise UserError(
             f"{left_over[image_token_id]} image grids and {left_over[video_token_id]} video grids have no media tokens "
             "in input_ids; pass exactly the grids of the media in the prompts."
         )
@@ -91,12 +93,12 @@ def _row_positions(tokens: list[int], queues: dict, merge: int, tokens_per_secon
         position += index - start
         media = next(queues[tokens[index]], None)
         if media is None:
-            raise ValueError(f"Row {row} has media tokens ({tokens[index]}) for which no grid is left.")
+            raise UserError(f"Row {row} has media tokens ({tokens[index]}) for which no grid is left.")
         (frames, height, width), seconds = media
         piece = _media_positions(frames, height // merge, width // merge, seconds, tokens_per_second)
         end = index + piece.shape[1]
         if any(token != tokens[index] for token in tokens[index:end]) or end > len(tokens):
-            raise ValueError(
+            raise UserError(
                 f"Row {row} has too few media tokens at position {index}: grid {(frames, height, width)} with a merge "
                 f"size of {merge} needs {piece.shape[1]}."
             )

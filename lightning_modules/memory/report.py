@@ -18,6 +18,7 @@ from lightning_modules.memory.run import (
 )
 from lightning_modules.memory.sizes import Estimate, PartSize, Setup, Workload
 from lightning_modules.policy_module import PolicyModule
+from rewards.errors import UserError
 
 GIBIBYTE = 1024**3
 USABLE_SHARE = 0.95
@@ -153,11 +154,11 @@ def check_memory(
         completion_tokens: of every completion or target; None takes the limit of sampling.
 
     Raises:
-        ValueError: an unknown model, or sizes that are not positive.
+        UserError: an unknown model, or sizes that are not positive.
     """
     for name, value in (("gpu_gib", gpu_gib), ("text_tokens", text_tokens), ("completion_tokens", completion_tokens)):
         if value is not None and value <= 0:
-            raise ValueError(f"--{name} is {value}; it must be > 0.")
+            raise UserError(f"--{name} is {value}; it must be > 0.")
     config = model_config(module.model_name_or_path)
     sizes, setup = architecture(config), setup_of(module, trainer, ranks)
     parts = count_parts(module, config, setup)

@@ -22,6 +22,7 @@ from lightning_modules.memory.sizes import Architecture, PartSize, Setup, Worklo
 from lightning_modules.policy.adapters import add_adapters, is_adapter
 from lightning_modules.policy.loading import FAMILIES
 from lightning_modules.policy_module import PolicyModule
+from rewards.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -61,7 +62,7 @@ def model_config(model_name_or_path: str) -> PretrainedConfig:
     """The architecture of a known name, a folder or a checkpoint that was downloaded before.
 
     Raises:
-        ValueError: none of these, or a model of another family.
+        UserError: none of these, or a model of another family.
     """
     from transformers import AutoConfig
 
@@ -70,13 +71,13 @@ def model_config(model_name_or_path: str) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(model_name_or_path, local_files_only=True)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"model_name_or_path is {model_name_or_path!r}: there is no such folder with a config.json here and no "
             f"such download in the cache. Give a model's folder, or one of {', '.join(KNOWN_SIZES)}, whose sizes are "
             "known without either."
         ) from error
     if config.model_type not in FAMILIES:
-        raise ValueError(
+        raise UserError(
             f"model_name_or_path {model_name_or_path!r} holds a {config.model_type!r} model; supported are "
             f"{', '.join(map(repr, FAMILIES))}."
         )
@@ -195,7 +196,7 @@ def setup_of(module: PolicyModule, trainer: Mapping[str, Any], ranks: int | None
         ranks: processes of the run; None takes trainer.devices x trainer.num_nodes.
 
     Raises:
-        ValueError: `ranks` is not positive.
+        UserError: `ranks` is not positive.
     """
     weight, compute = _precision(str(trainer.get("precision") or "32-true"), module.dtype_name)
     trained = weight if module.lora is None else max(weight, 4)  # peft makes adapters of 32 bit
@@ -204,7 +205,7 @@ def setup_of(module: PolicyModule, trainer: Mapping[str, Any], ranks: int | None
     options = {} if isinstance(strategy, str) else strategy.get("init_args") or {}
     ranks = _ranks(trainer) if ranks is None else ranks
     if ranks < 1:
-        raise ValueError(f"--ranks is {ranks}; it must be >= 1.")
+        raise UserError(f"--ranks is {ranks}; it must be >= 1.")
     eight_bit = module.optimizer_config.name != "adamw"
     return Setup(
         weight_bytes=weight,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_modules.pictures.figures import BLUE, GRAY, GREEN, INK, panel, saved_figure, series_colors
+from rewards.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,7 @@ def read_scalars(log_dir: Path) -> dict[str, Curve]:
         log_dir: the folder with the event files, such as `lightning_logs/version_0`.
 
     Raises:
-        ValueError: there are no event files in `log_dir`.
+        UserError: there are no event files in `log_dir`.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -32,7 +33,7 @@ def read_scalars(log_dir: Path) -> dict[str, Curve]:
     if not any(log_dir.glob("events.out.tfevents.*")):
         nested = sorted({str(path.parent) for path in log_dir.rglob("events.out.tfevents.*")})
         hint = f" There are some in {', '.join(nested[:5])}." if nested else ""
-        raise ValueError(f"{log_dir} holds no TensorBoard event files.{hint} Give the folder of one run.")
+        raise UserError(f"{log_dir} holds no TensorBoard event files.{hint} Give the folder of one run.")
     # 0 keeps every value; the default keeps a random sample.
     events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})
     events.Reload()
@@ -50,10 +51,10 @@ def plot_curves(sft_dir: Path, grpo_dir: Path, output: Path, chance: float) -> N
         chance: accuracy of guessing, drawn as a line, in [0, 1].
 
     Raises:
-        ValueError: a tag is missing, a folder has no event files, or `chance` is not in [0, 1].
+        UserError: a tag is missing, a folder has no event files, or `chance` is not in [0, 1].
     """
     if not 0 <= chance <= 1:
-        raise ValueError(f"chance is {chance}; it must be in [0, 1], such as 0.25 for four options.")
+        raise UserError(f"chance is {chance}; it must be in [0, 1], such as 0.25 for four options.")
     sft, grpo = read_scalars(sft_dir), read_scalars(grpo_dir)
     loss, sft_accuracy = _curve(sft, SFT_LOSS, sft_dir), _curve(sft, ACCURACY, sft_dir)
     reward, grpo_accuracy = _curve(grpo, REWARD, grpo_dir), _curve(grpo, ACCURACY, grpo_dir)
@@ -67,7 +68,7 @@ def plot_curves(sft_dir: Path, grpo_dir: Path, output: Path, chance: float) -> N
 
 def _curve(scalars: dict[str, Curve], tag: str, log_dir: Path) -> Curve:
     if tag not in scalars:
-        raise ValueError(f'{log_dir} has no scalar "{tag}"; it has {sorted(scalars)}.')
+        raise UserError(f'{log_dir} has no scalar "{tag}"; it has {sorted(scalars)}.')
     return scalars[tag]
 
 

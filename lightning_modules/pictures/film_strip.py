@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from rewards.errors import UserError
+
 FILM, STAMP = "#16181d", "#d6d9df"
 GAP, BAND, MAX_HEIGHT = 6, 22, 260
 
@@ -27,14 +29,12 @@ def film_strip(
         seconds_per_frame: time from one frame to the next; None numbers the frames instead.
 
     Raises:
-        ValueError: `frames` is not uint8 [F, 3, H, W] with F >= 1, or `max_frames` < 1.
+        UserError: `frames` is not uint8 [F, 3, H, W] with F >= 1, or `max_frames` < 1.
     """
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or frames.numel() == 0:
-        raise ValueError(
-            f"film_strip takes uint8 frames [F, 3, H, W], F >= 1; got {frames.dtype} {list(frames.shape)}."
-        )
+        raise UserError(f"film_strip takes uint8 frames [F, 3, H, W], F >= 1; got {frames.dtype} {list(frames.shape)}.")
     if max_frames < 1:
-        raise ValueError(f"max_frames is {max_frames}; it must be at least 1.")
+        raise UserError(f"max_frames is {max_frames}; it must be at least 1.")
     total, _, high, wide = frames.shape
     shown = min(total, max_frames)
     chosen = [round(i * (total - 1) / max(shown - 1, 1)) for i in range(shown)]

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from rewards.errors import UserError
+
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -44,27 +46,27 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         if self.r < 1:
-            raise ValueError(f"lora.r is {self.r}; a rank is >= 1.")
+            raise UserError(f"lora.r is {self.r}; a rank is >= 1.")
         if self.alpha <= 0:
-            raise ValueError(f"lora.alpha is {self.alpha}; it must be > 0 (alpha / r scales the adapters).")
+            raise UserError(f"lora.alpha is {self.alpha}; it must be > 0 (alpha / r scales the adapters).")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora.dropout is {self.dropout}; it must be in [0, 1).")
+            raise UserError(f"lora.dropout is {self.dropout}; it must be in [0, 1).")
         if not self.target_modules:
-            raise ValueError("lora.target_modules is empty; name at least one layer, for instance [q_proj, v_proj].")
+            raise UserError("lora.target_modules is empty; name at least one layer, for instance [q_proj, v_proj].")
 
 
 def add_adapters(model: PreTrainedModel, decoder: nn.Module, config: AdapterConfig) -> None:
     """Freeze the model and give the named linear layers of its decoder adapters that change nothing yet (B = 0).
 
     Raises:
-        ValueError: the decoder has no linear layer of a given name.
+        UserError: the decoder has no linear layer of a given name.
     """
     from peft import inject_adapter_in_model
 
     present = {name.rpartition(".")[2] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
     unknown = [name for name in config.target_modules if name not in present]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"lora.target_modules names {', '.join(unknown)}; the linear layers of this language model are "
             f"{', '.join(sorted(present))}."
         )
@@ -155,7 +157,7 @@ def check_checkpoint(checkpoint: Mapping[str, Any], model: nn.Module) -> None:
     """Refuse to resume from a checkpoint whose adapters are not the model's.
 
     Raises:
-        ValueError: its adapters differ from the model's in number, place or rank.
+        UserError: its adapters differ from the model's in number, place or rank.
     """
     weights = checkpoint.get("state_dict")
     if not weights:  # shards are read, and checked, by the strategy; a whole checkpoint is on the first rank alone
@@ -166,7 +168,7 @@ def check_checkpoint(checkpoint: Mapping[str, Any], model: nn.Module) -> None:
     needed = {name: parameter.shape for name, parameter in adapter_parameters(model)}
     if found != needed:
         differing = sorted(name for name in found.keys() | needed.keys() if found.get(name) != needed.get(name))
-        raise ValueError(
+        raise UserError(
             f"The checkpoint's adapters are not those of model.lora: {len(found)} there, {len(needed)} here, and "
             f"{len(differing)} differ in name or shape, among them {differing[0]}. Resume with the "
             "r and target_modules of the run that wrote it."

@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_modules.policy.adapters import ADAPTER_NAME, adapter_config, is_adapter, merged
 from lightning_modules.policy.loading import load_weights
 from lightning_modules.policy.policy import Policy
+from rewards.errors import UserError
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -115,7 +116,7 @@ def read_checkpoint(path: Path) -> TrainedWeights:
     """Weights of a checkpoint file, or of a folder of shards written by any number of ranks.
 
     Raises:
-        ValueError: it is no checkpoint, or it holds no policy.
+        UserError: it is no checkpoint, or it holds no policy.
     """
     checkpoint = _read_shards(path) if path.is_dir() else _read_file(path)
     weights = {
@@ -124,7 +125,7 @@ def read_checkpoint(path: Path) -> TrainedWeights:
         if name.startswith(WEIGHTS_PREFIX)
     }
     if not weights:
-        raise ValueError(
+        raise UserError(
             f"--ckpt_path {str(path)!r} holds no weights of a policy (names that begin with {WEIGHTS_PREFIX}). "
             "Give a checkpoint that `fit` of this project wrote."
         )
@@ -135,7 +136,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, UnpicklingError) as error:
-        raise ValueError(
+        raise UserError(
             f"--ckpt_path is {str(path)!r}, which cannot be read as a checkpoint: it is damaged or something else. "
             f"Give a file that `fit` wrote (its name ends in .ckpt). torch.load says: {str(error).splitlines()[0]}"
         ) from error
@@ -148,7 +149,7 @@ def _read_shards(folder: Path) -> dict[str, Any]:
     from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
     if not (folder / _METADATA_FILENAME).is_file():
-        raise ValueError(
+        raise UserError(
             f"--ckpt_path is the folder {str(folder)!r}, but a distributed checkpoint has a file {_METADATA_FILENAME}. "
             "Give that folder itself (its name ends in .ckpt), or a checkpoint file."
         )
@@ -162,13 +163,13 @@ def load_trained(policy: Policy, trained: TrainedWeights) -> None:
     """Put a checkpoint's weights into a policy that was just loaded as for the run.
 
     Raises:
-        ValueError: the checkpoint is of another model, or of other adapters.
+        UserError: the checkpoint is of another model, or of other adapters.
     """
     needed = {name for name in policy.model.state_dict() if not _is_base(policy, name)}
     known = set(policy.model.state_dict())
     lacking, foreign = needed - trained.weights.keys(), trained.weights.keys() - known
     if lacking or foreign:
-        raise ValueError(
+        raise UserError(
             f"The checkpoint and the run's config do not belong together: {len(lacking)} weights of the model are not "
             f"in the checkpoint, {len(foreign)} are in it that the model lacks, for instance {min(lacking | foreign)}. "
             "Give the YAML files of the run that wrote it with -c."
@@ -198,15 +199,15 @@ def saved_config(folder: Path) -> str:
 def check_paths(checkpoint: Path, output: Path) -> None:
     """
     Raises:
-        ValueError: there is no checkpoint, or `output` holds something else than an export.
+        UserError: there is no checkpoint, or `output` holds something else than an export.
     """
     if not checkpoint.exists():
-        raise ValueError(
+        raise UserError(
             f"--ckpt_path is {str(checkpoint)!r}, which does not exist (looked from {Path.cwd()}). Give a checkpoint "
             "that `fit` wrote; they lie in the folder `checkpoints` of a run."
         )
     if output.exists() and not replaceable(output):
-        raise ValueError(
+        raise UserError(
             f"--output is {str(output)!r}, which is not a model folder (it holds none of {', '.join(EXPORT_MARKS)}). "
             "Choose another or empty it."
         )

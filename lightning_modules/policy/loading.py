@@ -16,6 +16,7 @@ from lightning_modules.policy.policy import Policy
 from lightning_modules.policy.qwen_vl import QwenVLFamily
 from lightning_modules.policy.shared_prefix import use_shared_prefix_attention
 from lightning_modules.policy.trainable import Part, freeze_parts
+from rewards.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -58,13 +59,13 @@ def load_policy(
         quantization: "nf4" keeps the language model's own weights in 4 bits; needs `lora`.
 
     Raises:
-        ValueError: the folder does not exist, is incomplete or holds another kind of model; nothing is left to train;
+        UserError: the folder does not exist, is incomplete or holds another kind of model; nothing is left to train;
             or there is a quantized base without adapters.
     """
     from transformers import AutoProcessor
 
     if quantization is not None and lora is None:
-        raise ValueError(
+        raise UserError(
             f"model.quantization is {quantization!r}, but model.lora is null: weights in 4 bits do not train. Set "
             "model.lora (for instance {r: 16}) or quantization: null."
         )
@@ -73,7 +74,7 @@ def load_policy(
         processor = AutoProcessor.from_pretrained(model_name_or_path)
         model = load_weights(model_name_or_path, dtype=getattr(torch, dtype), quantization=quantization)
     except OSError as error:
-        raise ValueError(f"The checkpoint {model_name_or_path!r} is incomplete: {error}") from error
+        raise UserError(f"The checkpoint {model_name_or_path!r} is incomplete: {error}") from error
     model.set_attn_implementation({"vision_config": resolve_attention(attn_implementation)})
     use_shared_prefix_attention(model)
     if gradient_checkpointing:
@@ -92,7 +93,7 @@ def load_weights(
     """The transformers model of a checkpoint, written by transformers 4 or 5.
 
     Raises:
-        ValueError: the checkpoint lacks weights, which transformers would make up at random.
+        UserError: the checkpoint lacks weights, which transformers would make up at random.
         OSError: it lacks files.
     """
     from transformers import AutoModelForImageTextToText
@@ -103,7 +104,7 @@ def load_weights(
     )
     missing = sorted(report["missing_keys"])
     if missing:
-        raise ValueError(
+        raise UserError(
             f"The checkpoint {model_name_or_path!r} lacks {len(missing)} weights of a {type(model).__name__}, among "
             f"them {', '.join(missing[:3])}; they would be random. It holds {len(report['unexpected_keys'])} weights "
             "under other names. Give a complete Qwen2.5-VL or Qwen2-VL checkpoint."
@@ -117,14 +118,14 @@ def supported_model_type(model_name_or_path: str) -> str:
     """`model_type` of a checkpoint, read from its config alone.
 
     Raises:
-        ValueError: no config there, or a model of another family.
+        UserError: no config there, or a model of another family.
     """
     from transformers import AutoConfig
 
     path = Path(model_name_or_path)
     looks_like_path = path.is_absolute() or model_name_or_path.startswith((".", "~")) or path.is_dir()
     if looks_like_path and not (path / "config.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"model_name_or_path is {model_name_or_path!r}, but there is no config.json in that folder. Give the "
             "folder of a Qwen2.5-VL checkpoint (config.json, *.safetensors, tokenizer and processor files) or a "
             "Hugging Face name such as Qwen/Qwen2.5-VL-7B-Instruct."
@@ -132,12 +133,12 @@ def supported_model_type(model_name_or_path: str) -> str:
     try:
         model_type = AutoConfig.from_pretrained(model_name_or_path).model_type
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"model_name_or_path is {model_name_or_path!r}, which is neither a folder here nor a name that could be "
             f"downloaded: {error}"
         ) from error
     if model_type not in FAMILIES:
-        raise ValueError(
+        raise UserError(
             f"model_name_or_path {model_name_or_path!r} holds a {model_type!r} model; supported are "
             f"{', '.join(map(repr, FAMILIES))}. Give a Qwen2-VL or Qwen2.5-VL checkpoint; docs/decisions.md says what "
             "Qwen3-VL would need."

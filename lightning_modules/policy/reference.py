@@ -20,6 +20,7 @@ from lightning_modules.policy.adapters import adapter_config, disabled_adapters
 from lightning_modules.policy.policy import Policy
 from lightning_modules.policy.sharding import sharded_like
 from lightning_modules.policy.types import CompletionStatistics, PolicyBatch
+from rewards.errors import UserError
 
 CHECKPOINT_KEY = "reference"
 """Where a Lightning checkpoint keeps the weights of a reference: by name, or as the folder that holds their shards."""
@@ -56,12 +57,12 @@ class ReferencePolicy:
         """Copy weights, whole ones or this rank's shards, from those of the same names.
 
         Raises:
-            ValueError: names or shapes are not those of this model.
+            UserError: names or shapes are not those of this model.
         """
         own = self.weights()
         shapes, given = ({name: value.shape for name, value in some.items()} for some in (own, weights))
         if differing := {name for name, _ in shapes.items() ^ given.items()}:
-            raise ValueError(
+            raise UserError(
                 f"The reference of the checkpoint is of another model than model.model_name_or_path: {len(differing)} "
                 f"weights differ in name or shape, among them {min(differing)}. Resume with the model of its run."
             )
@@ -72,11 +73,11 @@ class ReferencePolicy:
         """Load the weights that a Lightning checkpoint holds.
 
         Raises:
-            ValueError: it holds none, or those of another model.
+            UserError: it holds none, or those of another model.
         """
         saved = checkpoint.get(CHECKPOINT_KEY)
         if saved is None:
-            raise ValueError(
+            raise UserError(
                 "The checkpoint holds no reference policy, since its run kept the initial model as reference. Resume "
                 "with model.reference_sync_steps: null, as in that run."
             )
@@ -89,17 +90,17 @@ class ReferencePolicy:
 def check_sync(every: int | None, *, beta: float, has_adapters: bool) -> None:
     """
     Raises:
-        ValueError: there are no reference weights that could be replaced every so many steps.
+        UserError: there are no reference weights that could be replaced every so many steps.
     """
     if every is None:
         return
     given = f"model.reference_sync_steps is {every}"
     if every < 1:
-        raise ValueError(f"{given}; it must be >= 1, or null to keep the initial model as reference.")
+        raise UserError(f"{given}; it must be >= 1, or null to keep the initial model as reference.")
     if beta == 0:
-        raise ValueError(f"{given}, but model.loss_config.beta is 0, so there is no reference; set one of them.")
+        raise UserError(f"{given}, but model.loss_config.beta is 0, so there is no reference; set one of them.")
     if has_adapters:
-        raise ValueError(
+        raise UserError(
             f"{given}, but with model.lora the reference is the model without its adapters, which has no weights of "
             "its own. Set reference_sync_steps: null."
         )

@@ -17,6 +17,7 @@ import torch
 
 from datamodules.synthetic.dataset import corpus
 from datamodules.synthetic.generated_folder import publish_folder
+from rewards.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2Tokenizer
@@ -118,7 +119,7 @@ class TinyConfig:
         }
         for name, (valid, allowed) in checks.items():
             if not valid:
-                raise ValueError(f"TinyConfig.{name} is {getattr(self, name)}; it must be {allowed}.")
+                raise UserError(f"TinyConfig.{name} is {getattr(self, name)}; it must be {allowed}.")
 
 
 DEFAULT_SPEC = TinyConfig()
@@ -136,13 +137,13 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> Qwen2Tokenizer:
         vocab_size: number of tokens, special ones included.
 
     Raises:
-        ValueError: `vocab_size` is too small, or the texts do not hold enough pairs to reach it.
+        UserError: `vocab_size` is too small, or the texts do not hold enough pairs to reach it.
     """
     from tokenizers import pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
 
     if vocab_size < MIN_VOCAB_SIZE:
-        raise ValueError(f"vocab_size is {vocab_size}; special tokens and bytes alone take {MIN_VOCAB_SIZE}.")
+        raise UserError(f"vocab_size is {vocab_size}; special tokens and bytes alone take {MIN_VOCAB_SIZE}.")
     trained = Qwen2Tokenizer(vocab={}, merges=[]).backend_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -153,7 +154,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> Qwen2Tokenizer:
     trained.train_from_iterator(texts, trainer)
     if trained.get_vocab_size() != vocab_size:
         size = trained.get_vocab_size()
-        raise ValueError(f"The texts yield only {size} tokens of {vocab_size}: pass more text or a smaller vocab_size.")
+        raise UserError(f"The texts yield only {size} tokens of {vocab_size}: pass more text or a smaller vocab_size.")
     model = json.loads(trained.to_str())["model"]
     return Qwen2Tokenizer(
         vocab=model["vocab"],
@@ -263,7 +264,7 @@ def write_tiny_model(output: Path, *, seed: int = 0, spec: TinyConfig = DEFAULT_
         `output`.
 
     Raises:
-        ValueError: `output` holds files that were not generated here.
+        UserError: `output` holds files that were not generated here.
     """
 
     def build(folder: Path) -> None:

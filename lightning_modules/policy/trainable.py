@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from torch import nn
 
 from lightning_modules.policy.adapters import adapter_parameters
+from rewards.errors import UserError
 
 if TYPE_CHECKING:
     from lightning_modules.policy.policy import Policy
@@ -26,13 +27,13 @@ def freeze_parts(parts: Mapping[str, Sequence[nn.Parameter]], frozen: Sequence[P
         adapters: whether adapters will train in any case.
 
     Raises:
-        ValueError: a name that is none, or nothing is left to train.
+        UserError: a name that is none, or nothing is left to train.
     """
     unknown = [name for name in frozen if name not in parts]
     if unknown:
-        raise ValueError(f"model.freeze names {', '.join(unknown)}; the parts are {', '.join(get_args(Part))}.")
+        raise UserError(f"model.freeze names {', '.join(unknown)}; the parts are {', '.join(get_args(Part))}.")
     if set(frozen) == set(parts) and not adapters:
-        raise ValueError(
+        raise UserError(
             f"model.freeze names every part ({', '.join(parts)}), so nothing trains; take one out, or set model.lora "
             "to train adapters, which freezes everything else by itself."
         )

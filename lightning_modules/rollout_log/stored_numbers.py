@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_modules.rollout_log.stored_rows import RAW_PREFIX, TOTAL_REWARD
+from rewards.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -90,22 +91,22 @@ def read_numbers(folder: Path) -> StoredNumbers:
     """Read all `*.parquet` files of a folder that `RolloutStore` wrote; about 350 bytes of memory per completion.
 
     Raises:
-        ValueError: there is no such folder, it holds no Parquet file or no rows, or a file is not a RolloutStore's.
+        UserError: there is no such folder, it holds no Parquet file or no rows, or a file is not a RolloutStore's.
     """
     import pyarrow
 
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder (looked from {Path.cwd()}). Give the folder of a RolloutStore.")
+        raise UserError(f"{folder} is not a folder (looked from {Path.cwd()}). Give the folder of a RolloutStore.")
     paths = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
     if not paths:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds no Parquet files. Give the folder of a RolloutStore: `rollouts` in the run's "
             "default_root_dir, unless the configuration says otherwise."
         )
     # A file without a reward that another one has gets nulls there.
     table = pyarrow.concat_tables(map(_read, paths), promote_options="default")
     if not len(table):
-        raise ValueError(f"The Parquet files in {folder} hold no rows; was the run stopped before its first step?")
+        raise UserError(f"The Parquet files in {folder} hold no rows; was the run stopped before its first step?")
     rewards = [name for name in table.column_names if name.startswith(RAW_PREFIX)]
     group, kind = (table[name].combine_chunks().dictionary_encode() for name in ("group", "problem_type"))
     return StoredNumbers(
@@ -128,9 +129,9 @@ def _read(path: Path) -> pyarrow.Table:
         with ParquetFile(path) as file:
             names = file.schema_arrow.names
             if missing := [name for name in _COLUMNS if name not in names]:
-                raise ValueError(
+                raise UserError(
                     f"{path} is not a RolloutStore's: it has no column {', '.join(missing)}. Move it elsewhere."
                 )
             return file.read([name for name in names if name in _COLUMNS or name.startswith(RAW_PREFIX)])
     except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} cannot be read as Parquet ({error}). Remove or replace it.") from error
+        raise UserError(f"{path} cannot be read as Parquet ({error}). Remove or replace it.") from error

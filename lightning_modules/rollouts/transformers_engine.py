@@ -15,6 +15,7 @@ from datamodules.types import PromptBatch
 from lightning_modules.functional.sampling import filtered_logprobs, inverse_cdf_sample
 from lightning_modules.policy.policy import Policy
 from lightning_modules.rollouts.types import Completion, RolloutEngine, RolloutGroup, SamplingConfig
+from rewards.errors import UserError
 
 CUDA_SYNC_INTERVAL = 16
 """Steps between looks at which sequences have ended; a look makes the host wait for the GPU."""
@@ -41,7 +42,7 @@ class TransformersEngine(RolloutEngine):
         eos = policy.model.generation_config.eos_token_id
         self.eos_token_ids = tuple(eos) if isinstance(eos, list | tuple) else (eos,)
         if None in self.eos_token_ids:
-            raise ValueError(
+            raise UserError(
                 "The model's generation config has no eos_token_id, so no completion could ever end; add it to "
                 "generation_config.json of the model folder."
             )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from datamodules.types import EncodedPrompt, PromptBatch
+from rewards.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class SamplingConfig:
         }
         for name, (valid, allowed) in checks.items():
             if not valid:
-                raise ValueError(f"sampling.{name} is {getattr(self, name)}; it must be {allowed}.")
+                raise UserError(f"sampling.{name} is {getattr(self, name)}; it must be {allowed}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from rewards.errors import UserError
+
 Schedule = Literal["constant", "linear", "cosine"]
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 
@@ -45,13 +47,13 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
-            raise ValueError(f"optimizer.name is {self.name!r}; it must be one of {', '.join(OPTIMIZERS)}.")
+            raise UserError(f"optimizer.name is {self.name!r}; it must be one of {', '.join(OPTIMIZERS)}.")
         if self.learning_rate <= 0:
-            raise ValueError(f"optimizer.learning_rate is {self.learning_rate}; it must be > 0.")
+            raise UserError(f"optimizer.learning_rate is {self.learning_rate}; it must be > 0.")
         if self.warmup_steps < 0:
-            raise ValueError(f"optimizer.warmup_steps is {self.warmup_steps}; it must be >= 0.")
+            raise UserError(f"optimizer.warmup_steps is {self.warmup_steps}; it must be >= 0.")
         if not 0 <= self.final_lr_fraction <= 1:
-            raise ValueError(f"optimizer.final_lr_fraction is {self.final_lr_fraction}; it must be in [0, 1].")
+            raise UserError(f"optimizer.final_lr_fraction is {self.final_lr_fraction}; it must be in [0, 1].")
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> Optimizer:
@@ -71,10 +73,10 @@ def build_scheduler(optimizer: Optimizer, config: OptimizerConfig, total_steps: 
     """The schedule over `total_steps` optimizer steps.
 
     Raises:
-        ValueError: a decaying schedule without a known end.
+        UserError: a decaying schedule without a known end.
     """
     if config.schedule != "constant" and total_steps < 1:
-        raise ValueError(
+        raise UserError(
             f"optimizer.schedule is {config.schedule!r}, which needs to know its last step, but the training has no "
             "end; set trainer.max_steps or trainer.max_epochs, or schedule: constant."
         )

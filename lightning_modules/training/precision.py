@@ -11,6 +11,8 @@ from lightning.pytorch.plugins.precision import HalfPrecision, Precision
 from torch import nn
 from torch.optim import Optimizer
 
+from rewards.errors import UserError
+
 if TYPE_CHECKING:
     from lightning_modules.policy.loading import Dtype
 
@@ -54,13 +56,13 @@ def weights_dtype(plugin: Precision | None, dtype: Dtype) -> Dtype:
     """The type in which a policy is loaded: that of a trainer's half-precision plugin, or else `dtype`.
 
     Raises:
-        ValueError: the plugin would round more than the weights.
+        UserError: the plugin would round more than the weights.
     """
     if not isinstance(plugin, HalfPrecision):
         return dtype
     if not isinstance(plugin, HalfWeights):
         given = plugin.precision
-        raise ValueError(
+        raise UserError(
             f"The trainer's precision is {given!r} by Lightning's HalfPrecision, which would also round rotary "
             f"frequencies, rewards and advantages. Leave precision out and give Trainer(plugins=[HalfWeights({given!r})"
             "]), from lightning_modules.training.precision; `python cli.py` does so by itself."

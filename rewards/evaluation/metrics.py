@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from rewards.errors import UserError
 from rewards.evaluation.scoring import BenchmarkScoring, ScoringRule, TaskMeans
 from rewards.types import ProblemType
 
@@ -34,7 +35,7 @@ class ScoredItem:
 
     def __post_init__(self) -> None:
         if self.score is not None and not 0 <= self.score <= 1:
-            raise ValueError(f"The score of problem_id {self.problem_id} is {self.score}; it must lie in [0, 1].")
+            raise UserError(f"The score of problem_id {self.problem_id} is {self.score}; it must lie in [0, 1].")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,7 @@ def aggregate(scoring: BenchmarkScoring, rule: ScoringRule, items: Sequence[Scor
     Both: `FIELD/CATEGORY`, the mean of the item scores for each category of the breakdowns, in the same unit.
 
     Raises:
-        ValueError: an item without a known task under `official`, where the benchmark has `task_means`.
+        UserError: an item without a known task under `official`, where the benchmark has `task_means`.
     """
     aggregation = aggregation_of(scoring, rule, items)
     scores = item_scores(items)

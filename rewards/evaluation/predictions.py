@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.answer_format import parse_response
+from rewards.errors import UserError
 from rewards.evaluation.metrics import ScoredItem
 from rewards.evaluation.scoring import BenchmarkScoring, ScoringRule, score_item
 
@@ -99,11 +100,11 @@ def prediction_from(row: dict[str, Any]) -> Prediction:
     """The prediction that `asdict` or a line of the file holds.
 
     Raises:
-        ValueError: a field is missing or unknown, so that the line was written by another version.
+        UserError: a field is missing or unknown, so that the line was written by another version.
     """
     unknown, missing = sorted(row.keys() - _FIELDS), sorted(_FIELDS - row.keys())
     if unknown or missing:
-        raise ValueError(
+        raise UserError(
             f"A prediction has the unknown fields {unknown} and lacks {missing}; it was written by another version. "
             "Answer the questions anew in another folder."
         )
@@ -118,11 +119,11 @@ def read_predictions(path: str | Path, *, partial: bool = False) -> list[Predict
         partial: the file may end in the middle of a line, which is then left out.
 
     Raises:
-        ValueError: no such file, or a line that is no prediction; the message names file and line.
+        UserError: no such file, or a line that is no prediction; the message names file and line.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} is not a file (looked from {Path.cwd()}). Give the predictions.jsonl of a run.")
+        raise UserError(f"{path} is not a file (looked from {Path.cwd()}). Give the predictions.jsonl of a run.")
     *lines, rest = path.read_text(encoding="utf-8", errors="replace" if partial else "strict").split("\n")
     predictions = []
     for number, line in enumerate([*lines, rest] if rest and not partial else lines, start=1):
@@ -130,7 +131,7 @@ def read_predictions(path: str | Path, *, partial: bool = False) -> list[Predict
             predictions.append(prediction_from(json.loads(line)))
         except ValueError as error:
             remedy = ". Remove this line; its question is answered again." if partial else ""
-            raise ValueError(f"{path}:{number}: {error}{remedy}") from error
+            raise UserError(f"{path}:{number}: {error}{remedy}") from error
     return predictions
 
 
@@ -154,7 +155,7 @@ def grade(
         gold: the right answer without tags.
 
     Raises:
-        ValueError: as `score_item`.
+        UserError: as `score_item`.
     """
     scores: dict[str, float | None] = {}
     ungraded = {}
@@ -176,12 +177,12 @@ def scored_items(predictions: Iterable[Prediction], rule: ScoringRule) -> list[S
     """The items that a scoring rule grades, with their scores.
 
     Raises:
-        ValueError: a prediction was not scored under this rule.
+        UserError: a prediction was not scored under this rule.
     """
     items = []
     for prediction in predictions:
         if rule not in prediction.scores:
-            raise ValueError(
+            raise UserError(
                 f"problem_id {prediction.problem_id} of {prediction.benchmark} has no score under {rule!r}; the run "
                 f"scored {', '.join(map(repr, prediction.scores))}."
             )

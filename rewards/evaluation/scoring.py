@@ -15,6 +15,7 @@ import torch
 
 from rewards.accuracy import multiple_choice_accuracy, numerical_accuracy
 from rewards.answer_format import parse_response
+from rewards.errors import UserError
 from rewards.normalize import parse_number
 from rewards.types import ProblemType
 
@@ -35,10 +36,10 @@ class TaskMeans:
     """Name of a mean -> the task that it is over; of several tasks it is the unweighted mean of their means."""
 
     def check(self, title: str, task: str | None) -> None:
-        """Raise a ValueError that lists the tasks if the benchmark has none of this name."""
+        """Raise a UserError that lists the tasks if the benchmark has none of this name."""
         tasks = [task for tasks in self.means.values() for task in tasks]
         if task not in tasks:
-            raise ValueError(
+            raise UserError(
                 f"{self.field} is {task!r}; the official {title} score needs one of {', '.join(tasks)}. Add it to the "
                 "record, or use the scoring rule videorft alone."
             )
@@ -95,14 +96,14 @@ def score_item(
         answer: the gold answer without its tags.
 
     Raises:
-        ValueError: unknown rule, problem type or task; an empty gold answer, or one that the rule cannot read, such as
+        UserError: unknown rule, problem type or task; an empty gold answer, or one that the rule cannot read, such as
             a word where it needs a number.
     """
     if rule not in get_args(ScoringRule):
-        raise ValueError(f"scoring rule is {rule!r}; it must be one of {', '.join(map(repr, get_args(ScoringRule)))}.")
+        raise UserError(f"scoring rule is {rule!r}; it must be one of {', '.join(map(repr, get_args(ScoringRule)))}.")
     kind = ProblemType(problem_type)
     if not answer.strip():
-        raise ValueError(f"The gold answer of a {scoring.title} item is empty; every prediction would be wrong.")
+        raise UserError(f"The gold answer of a {scoring.title} item is empty; every prediction would be wrong.")
     if rule == "videorft":
         return videorft_score(kind, prediction.strip(), answer.strip())
     task = None
@@ -141,7 +142,7 @@ def float32_mean_relative_accuracy(prediction: float, gold: float) -> float:
 
 
 def gold_number(number: float | None, text: str) -> float:
-    """`number`, which was read from the gold answer `text`; a ValueError if it could not be read."""
+    """`number`, which was read from the gold answer `text`; a UserError if it could not be read."""
     if number is None:
-        raise ValueError(f"The gold answer {text!r} is not a number; write digits only, or correct the problem type.")
+        raise UserError(f"The gold answer {text!r} is not a number; write digits only, or correct the problem type.")
     return number

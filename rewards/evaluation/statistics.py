@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rewards.errors import UserError
 from rewards.evaluation.metrics import ScoredItem, aggregation_of, item_scores
 from rewards.evaluation.scoring import BenchmarkScoring, ScoringRule
 
@@ -76,7 +77,7 @@ def bootstrap_intervals(
         seed: of the generator; the same items in the same order give the same intervals.
 
     Raises:
-        ValueError: as `aggregate`.
+        UserError: as `aggregate`.
     """
     aggregation = aggregation_of(scoring, rule, items)
     scores = item_scores(items)
@@ -105,7 +106,7 @@ def compare_runs(
     benchmark's `task_means`: for that and for breakdowns see `bootstrap_differences`.
 
     Raises:
-        ValueError: the runs do not hold the same items, a `problem_id` twice in one of them, or no item that both
+        UserError: the runs do not hold the same items, a `problem_id` twice in one of them, or no item that both
             answered.
     """
     first, second = _same_items(first, second)
@@ -144,12 +145,12 @@ def bootstrap_differences(
     Each resample draws the same items in both runs, so what makes items hard for both cancels.
 
     Raises:
-        ValueError: as `compare_runs` and `aggregate`, or an item that belongs to different means in the two runs.
+        UserError: as `compare_runs` and `aggregate`, or an item that belongs to different means in the two runs.
     """
     first, second = _same_items(first, second)
     aggregation = aggregation_of(scoring, rule, first)
     if aggregation != aggregation_of(scoring, rule, second):
-        raise ValueError(
+        raise UserError(
             f"The same {scoring.title} items differ between the runs in problem_type or in a category; evaluate both "
             "on the same file."
         )
@@ -178,10 +179,10 @@ def mcnemar_exact(only_first_right: int, only_second_right: int) -> float:
     p = min(1, 2 * sum over k <= min(b, c) of C(b + c, k) / 2^(b + c)); 1 without discordant items.
 
     Raises:
-        ValueError: a negative count.
+        UserError: a negative count.
     """
     if only_first_right < 0 or only_second_right < 0:
-        raise ValueError(
+        raise UserError(
             f"Counts of discordant items are {only_first_right} and {only_second_right}; both must be >= 0."
         )
     total = only_first_right + only_second_right
@@ -210,7 +211,7 @@ def _same_items(first: Sequence[ScoredItem], second: Sequence[ScoredItem]) -> tu
     ours, theirs = _by_id(first, "first"), _by_id(second, "second")
     if ours.keys() != theirs.keys():
         only_first, only_second = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
-        raise ValueError(
+        raise UserError(
             f"The runs hold different items: {len(only_first)} only in the first ({len(first)} items), "
             f"{len(only_second)} only in the second ({len(second)} items), such as problem_id "
             f"{', '.join((only_first + only_second)[:3])}. Evaluate both on the same file."
@@ -221,7 +222,7 @@ def _same_items(first: Sequence[ScoredItem], second: Sequence[ScoredItem]) -> tu
 def _by_id(items: Sequence[ScoredItem], run: str) -> dict[str, ScoredItem]:
     by_id = {item.problem_id: item for item in items}
     if len(by_id) < len(items):
-        raise ValueError(f"The {run} run has {len(items) - len(by_id)} items whose problem_id occurred before.")
+        raise UserError(f"The {run} run has {len(items) - len(by_id)} items whose problem_id occurred before.")
     return by_id
 
 
@@ -229,5 +230,5 @@ def _answered_in_both(first: Sequence[ScoredItem], second: Sequence[ScoredItem])
     """Positions of the items that failed in neither run."""
     answered = np.flatnonzero(~np.isnan(item_scores(first) + item_scores(second)))
     if len(answered) == 0:
-        raise ValueError(f"None of the {len(first)} items was answered in both runs; there is nothing to compare.")
+        raise UserError(f"None of the {len(first)} items was answered in both runs; there is nothing to compare.")
     return answered

@@ -12,16 +12,17 @@ from typing import Any
 
 from datamodules.evaluation.benchmarks.benchmark import Record, Row
 from rewards.answer_format import wrap_answer
+from rewards.errors import UserError
 from rewards.options import split_option
 from rewards.types import ProblemType
 
 
 def checked_rows(benchmark: str, rows: Iterable[Row], needed: str) -> Iterator[Row]:
-    """The rows; a ValueError for one that lacks a field of `needed`, which are separated by spaces."""
+    """The rows; a UserError for one that lacks a field of `needed`, which are separated by spaces."""
     for number, row in enumerate(rows):
         missing = [name for name in needed.split() if row.get(name) is None]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"{benchmark}, row {number}: {', '.join(missing)} missing; given are {', '.join(row)}. "
                 "Convert the benchmark's own annotation file."
             )
@@ -29,10 +30,10 @@ def checked_rows(benchmark: str, rows: Iterable[Row], needed: str) -> Iterator[R
 
 
 def video_record(*, problem_type: ProblemType, options: list[str], answer: str, **fields: Any) -> Record:
-    """A record about a video; a ValueError if it is multiple choice and the answer is the letter of no option."""
+    """A record about a video; a UserError if it is multiple choice and the answer is the letter of no option."""
     letters = [option[0] for option in options]
     if problem_type is ProblemType.MULTIPLE_CHOICE and answer not in letters:
-        raise ValueError(f"Question {fields['problem_id']}: answer {answer!r} is the letter of none of {options}.")
+        raise UserError(f"Question {fields['problem_id']}: answer {answer!r} is the letter of none of {options}.")
     record = {"data_type": "video", "problem_type": str(problem_type), "options": options}
     return {**fields, **record, "solution": wrap_answer(answer)}
 

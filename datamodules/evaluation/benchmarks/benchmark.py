@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datamodules.types import VideoRecord
+from rewards.errors import UserError
 from rewards.evaluation.scoring import BenchmarkScoring
 
 Row = Mapping[str, Any]
@@ -30,7 +31,7 @@ class Benchmark(BenchmarkScoring):
 
     convert: Callable[..., Iterator[Record]]
     """(content of an annotation file, its part if there are parts, folder=...) -> records with all fields of the
-    breakdowns. The folder of the videos is relative to the data root, and its default is the authors'. A ValueError
+    breakdowns. The folder of the videos is relative to the data root, and its default is the authors'. A UserError
     names a row that lacks a field, or whose answer is none of its options, and an unknown part."""
     parts: tuple[str, ...] = ()
     """Tasks or tracks, where the authors publish a file for each and the file does not name it."""
@@ -57,10 +58,10 @@ class Benchmark(BenchmarkScoring):
         """The record's category in one of `breakdowns`, from the first of its fields that the record states; or None.
 
         Raises:
-            ValueError: the benchmark has no such breakdown.
+            UserError: the benchmark has no such breakdown.
         """
         if breakdown not in self.breakdowns:
-            raise ValueError(f"{self.title} has no breakdown {breakdown!r}; it has {', '.join(self.breakdowns)}.")
+            raise UserError(f"{self.title} has no breakdown {breakdown!r}; it has {', '.join(self.breakdowns)}.")
         stated = self.categories(record.extra)
         return next((stated[name] for name in self.breakdowns[breakdown] if name in stated), None)
 

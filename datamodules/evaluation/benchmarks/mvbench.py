@@ -7,6 +7,7 @@ from string import ascii_uppercase
 
 from datamodules.evaluation.benchmarks.annotation import checked_rows, lettered, video_record
 from datamodules.evaluation.benchmarks.benchmark import Benchmark, Record, Row
+from rewards.errors import UserError
 from rewards.types import ProblemType
 
 TASKS: dict[str, tuple[str, bool]] = {
@@ -57,13 +58,13 @@ def convert(rows: Iterable[Row], task: str, *, folder: str = "MVBench/video") ->
     made of each, under the folder's name with `.mp4`.
     """
     if task not in TASKS:
-        raise ValueError(f"{task!r} is no task of MVBench; its tasks are {', '.join(TASKS)}.")
+        raise UserError(f"{task!r} is no task of MVBench; its tasks are {', '.join(TASKS)}.")
     subfolder, timed = TASKS[task]
     needed = "video question candidates answer" + (" start end" if timed else "")
     for number, row in enumerate(checked_rows(f"MVBench {task}", rows, needed)):
         candidates = list(row["candidates"])
         if row["answer"] not in candidates:
-            raise ValueError(f"MVBench {task}, row {number}: answer {row['answer']!r} is none of {candidates}.")
+            raise UserError(f"MVBench {task}, row {number}: answer {row['answer']!r} is none of {candidates}.")
         video = f"{row['video']}.mp4" if task == "Episodic Reasoning" else row["video"]
         yield video_record(
             problem_id=f"{task}/{number}",

@@ -9,6 +9,7 @@ from string import ascii_uppercase
 
 from datamodules.evaluation.benchmarks.annotation import checked_rows, lettered, video_record
 from datamodules.evaluation.benchmarks.benchmark import Benchmark, Record, Row
+from rewards.errors import UserError
 from rewards.options import split_option
 from rewards.types import ProblemType
 
@@ -26,7 +27,7 @@ def official_score(kind: ProblemType, task: str | None, prediction: str, answer:
     score here (problem type free-form).
 
     Raises:
-        ValueError: a gold answer of none of these spellings.
+        UserError: a gold answer of none of these spellings.
     """
     if answer.lower() in ("yes", "no"):
         return float(prediction.lower().startswith(answer.lower()))
@@ -37,7 +38,7 @@ def official_score(kind: ProblemType, task: str | None, prediction: str, answer:
         return float(prediction in (answer, letter) or prediction.startswith((f"{letter}.", f"{letter})")))
     index, colon, text = answer.partition(": ")
     if not colon:
-        raise ValueError(
+        raise UserError(
             f"The gold answer {answer!r} is no letter, no yes or no, and no caption written 'Caption A: text'."
         )
     after_mark = prediction.split(") ")[1] if ") " in prediction else prediction
@@ -66,7 +67,7 @@ def convert(
     official scorer's question and answer are kept as `original_question` and `original_answer`.
     """
     if task not in _FORMS:
-        raise ValueError(f"{task!r} is no task of TempCompass; its tasks are {', '.join(_FORMS)}.")
+        raise UserError(f"{task!r} is no task of TempCompass; its tasks are {', '.join(_FORMS)}.")
     for video, aspects in questions.items():
         for aspect, rows in aspects.items():
             for number, row in enumerate(checked_rows(f"TempCompass {task} {video} {aspect}", rows, "question answer")):
@@ -91,7 +92,7 @@ def _multi_choice(question: str, answer: str) -> _Form:
 def _yes_no(question: str, answer: str) -> _Form:
     texts = ("yes", "no")
     if answer not in texts:
-        raise ValueError(f"TempCompass yes_no: answer {answer!r} is neither 'yes' nor 'no'.")
+        raise UserError(f"TempCompass yes_no: answer {answer!r} is neither 'yes' nor 'no'.")
     return _Form(problem=question, options=lettered(texts), answer=ascii_uppercase[texts.index(answer)])
 
 
@@ -100,7 +101,7 @@ def _caption_matching(question: str, answer: str) -> _Form:
     label = _CAPTION.match(answer)
     right = [number for number, caption in enumerate(captions) if label and caption.startswith(label[0])]
     if len(right) != 1:
-        raise ValueError(f"TempCompass caption matching: answer {answer!r} is none of {captions}, or several.")
+        raise UserError(f"TempCompass caption matching: answer {answer!r} is none of {captions}, or several.")
     options = lettered([_CAPTION.sub("", caption) for caption in captions])
     return _Form(problem=problem, options=options, answer=ascii_uppercase[right[0]])
 

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from datamodules.evaluation.benchmarks.annotation import checked_rows, lettered, video_record
 from datamodules.evaluation.benchmarks.benchmark import Benchmark, Record, Row
 from rewards.accuracy import tolerant_numerical_accuracy
+from rewards.errors import UserError
 from rewards.options import chosen_letter
 from rewards.types import ProblemType
 
@@ -62,10 +63,10 @@ def delta_knowledge(before: float, after: float) -> float:
         after: accuracy in percent on the same questions with it.
 
     Raises:
-        ValueError: an accuracy outside [0, 100], or before = 100, where there is nothing left to learn.
+        UserError: an accuracy outside [0, 100], or before = 100, where there is nothing left to learn.
     """
     if not (0 <= before < 100 and 0 <= after <= 100):
-        raise ValueError(f"Accuracies are before {before}, after {after}; give percent, before below 100.")
+        raise UserError(f"Accuracies are before {before}, after {after}; give percent, before below 100.")
     return 100 * (after - before) / (100 - before)
 
 
@@ -84,7 +85,7 @@ def convert(
     for row in checked_rows("VideoMMMU", rows, "id question answer question_type"):
         subject = "_".join(row["id"].split("_")[1:-1])
         if subject not in discipline_of:
-            raise ValueError(f"VideoMMMU question {row['id']!r}: its subject {subject!r} is none of the 30 known ones.")
+            raise UserError(f"VideoMMMU question {row['id']!r}: its subject {subject!r} is none of the 30 known ones.")
         options = [] if row["question_type"] == "open" else lettered(row.get("options"))
         video = f"question_only/{row['id']}_image" if question_only else f"{discipline_of[subject]}/{row['id']}"
         hint = f"{ADAPTATION_HINT}\n" if track == "Adaptation" else ""

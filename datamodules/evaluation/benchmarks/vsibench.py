@@ -8,6 +8,7 @@ import numpy as np
 
 from datamodules.evaluation.benchmarks.annotation import checked_rows, lettered, video_record
 from datamodules.evaluation.benchmarks.benchmark import Benchmark, Record, Row
+from rewards.errors import UserError
 from rewards.evaluation.scoring import TaskMeans, gold_number
 from rewards.normalize import parse_number
 from rewards.types import ProblemType
@@ -50,10 +51,10 @@ def mean_relative_accuracy(prediction: float, gold: float) -> float:
     accept everything.
 
     Raises:
-        ValueError: the gold number is not positive; lengths, areas and counts of the benchmark all are.
+        UserError: the gold number is not positive; lengths, areas and counts of the benchmark all are.
     """
     if gold <= 0:
-        raise ValueError(f"The gold answer {gold:g} is not positive; its relative error is undefined.")
+        raise UserError(f"The gold answer {gold:g} is not positive; its relative error is undefined.")
     error = abs(prediction - gold) / gold
     return float((error <= 1 - np.linspace(0.5, 0.95, 10)).mean())
 
@@ -63,9 +64,7 @@ def convert(rows: Iterable[Row], *, folder: str = "VSI-Bench") -> Iterator[Recor
     for row in checked_rows("VSI-Bench", rows, "id dataset scene_name question_type question ground_truth"):
         task = row["question_type"]
         if task not in TASKS:
-            raise ValueError(
-                f"VSI-Bench question {row['id']}: question_type is {task!r}; known are {', '.join(TASKS)}."
-            )
+            raise UserError(f"VSI-Bench question {row['id']}: question_type is {task!r}; known are {', '.join(TASKS)}.")
         numeric = task in NUMERIC_TASKS
         yield video_record(
             problem_id=str(row["id"]),

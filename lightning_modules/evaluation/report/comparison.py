@@ -13,6 +13,7 @@ from datamodules.evaluation.benchmarks.videommmu import delta_knowledge
 from lightning_modules.evaluation.report.run_folder import PERCENT, EvaluationRun
 from lightning_modules.evaluation.report.sections import HEADLINES, settings_of
 from lightning_modules.evaluation.report.tables import ABSENT, Block, Cell, Note, Score, Section, Table
+from rewards.errors import UserError
 from rewards.evaluation.metrics import headline_names
 from rewards.evaluation.predictions import Prediction, scored_items
 from rewards.evaluation.scoring import ScoringRule
@@ -34,13 +35,13 @@ def comparison_section(run: EvaluationRun, other: EvaluationRun) -> Section:
     """Paired comparison on every benchmark and scoring rule that both runs have.
 
     Raises:
-        ValueError: the runs have no benchmark or no scoring rule in common, or such a benchmark has other items.
+        UserError: the runs have no benchmark or no scoring rule in common, or such a benchmark has other items.
     """
     shared = [benchmark for benchmark in run.predictions if benchmark in other.predictions]
     rules = [rule for rule in run.rules if rule in other.rules]
     if not shared or not rules:
         held = (f"{', '.join(each.predictions)} under {', '.join(each.rules)}" for each in (run, other))
-        raise ValueError(
+        raise UserError(
             f"{run.folder} and {other.folder} cannot be compared: they hold {' and '.join(held)}. Compare runs with a "
             "benchmark and a scoring rule in common."
         )
@@ -114,7 +115,7 @@ def _check_same_items(run: EvaluationRun, other: EvaluationRun, benchmark: str) 
     """Refuse to compare answers to different questions.
 
     Raises:
-        ValueError: an item is in one run only, or its question, options, gold answer or type differ.
+        UserError: an item is in one run only, or its question, options, gold answer or type differ.
     """
     ours, theirs = (
         {item.problem_id: [getattr(item, name) for name in COMPARED_FIELDS] for item in each.predictions[benchmark]}
@@ -122,7 +123,7 @@ def _check_same_items(run: EvaluationRun, other: EvaluationRun, benchmark: str) 
     )
     differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if differing:
-        raise ValueError(
+        raise UserError(
             f"The runs hold different items of {benchmark}: {len(ours)} in {run.folder}, {len(theirs)} in "
             f"{other.folder}, of which {len(differing)} are in one run only or differ in {', '.join(COMPARED_FIELDS)}, "
             f"such as problem_id {', '.join(differing[:3])}. Evaluate both on the same file with the same limit."

@@ -11,6 +11,7 @@ from datamodules.evaluation.benchmarks import BENCHMARKS
 from lightning_modules.evaluation.manifest import Manifest, file_hash, identity_hash, read_manifest
 from lightning_modules.evaluation.report.tables import Score
 from lightning_modules.evaluation.results import RunResults, read_results
+from rewards.errors import UserError
 from rewards.evaluation.metrics import UNITS, Mean
 from rewards.evaluation.predictions import Prediction, read_predictions
 from rewards.evaluation.scoring import ScoringRule
@@ -77,31 +78,31 @@ def load_run(folder: str | Path) -> EvaluationRun:
     """Read a run folder.
 
     Raises:
-        ValueError: the folder or one of its files is missing, unreadable or of another version, the run is not
+        UserError: the folder or one of its files is missing, unreadable or of another version, the run is not
             finished, or its files are not of one run.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(
+        raise UserError(
             f"{str(folder)!r} is not a folder (looked from {Path.cwd()}). Give the output of a validate run."
         )
     if not (folder / "predictions.jsonl").is_file() and any(folder.glob("predictions.*partial*")):
-        raise ValueError(
+        raise UserError(
             f"The run in {folder} is not finished: its predictions are still partial. Start it again with the same "
             "settings; it goes on where it stopped."
         )
     manifest, results = read_manifest(folder / "manifest.json"), read_results(folder / "results.json")
     if identity_hash(manifest) != results.manifest_sha256:
-        raise ValueError(f"{folder}: results.json belongs to another manifest.json. Keep the files of a run together.")
+        raise UserError(f"{folder}: results.json belongs to another manifest.json. Keep the files of a run together.")
     predictions: dict[str, list[Prediction]] = defaultdict(list)
     for prediction in read_predictions(folder / "predictions.jsonl"):
         predictions[prediction.benchmark].append(prediction)
     if file_hash(folder / "predictions.jsonl") != results.predictions_sha256:
-        raise ValueError(
+        raise UserError(
             f"{folder}: predictions.jsonl is not the file that results.json holds the scores of. One of them was "
             "changed or is of another run; repeat the evaluation."
         )
     unknown = sorted(predictions.keys() - BENCHMARKS.keys())
     if unknown:
-        raise ValueError(f"{folder} is a run on {', '.join(unknown)}; known benchmarks are {', '.join(BENCHMARKS)}.")
+        raise UserError(f"{folder} is a run on {', '.join(unknown)}; known benchmarks are {', '.join(BENCHMARKS)}.")
     return EvaluationRun(folder=folder, predictions=dict(predictions), results=results, manifest=manifest)

@@ -17,6 +17,7 @@ from lightning_modules.evaluation.report.sections import (
     score_sections,
     settings_section,
 )
+from rewards.errors import UserError
 
 EXAMPLES = 12
 """Of each benchmark."""
@@ -50,11 +51,11 @@ def write_report(
         data_root: where the media lie; None takes the folder that the manifest names.
 
     Raises:
-        ValueError: a folder is not that of a finished run or its files do not belong together, the runs hold different
+        UserError: a folder is not that of a finished run or its files do not belong together, the runs hold different
             items, `examples` is negative, or the data root does not exist.
     """
     if examples < 0:
-        raise ValueError(f"examples is {examples}; give 0 for none, or how many of each benchmark are shown.")
+        raise UserError(f"examples is {examples}; give 0 for none, or how many of each benchmark are shown.")
     run = load_run(folder)
     other = None if compare is None else load_run(compare)
     shown = make_examples(run, other, limit=examples, data_root=_data_root(run, data_root)) if examples else []
@@ -94,7 +95,7 @@ def _lead(run: EvaluationRun) -> str:
 def _data_root(run: EvaluationRun, given: str | Path | None) -> Path:
     root = Path(run.manifest.paths.data_root if given is None else given)
     if not root.is_dir():
-        raise ValueError(
+        raise UserError(
             f"The film strips need the media of the run, but its data root {str(root)!r} does not exist here (looked "
             f"from {Path.cwd()}). Give --data_root the folder that the items' paths are relative to, or --examples 0."
         )
