@@ -3,7 +3,7 @@ import random
 import pytest
 from nltk import edit_distance
 
-from rewards.text_similarity import mean_rouge, word_error_rate
+from rewards.accuracy import mean_rouge, word_error_rate
 
 
 @pytest.mark.parametrize(
