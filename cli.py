@@ -22,7 +22,6 @@ from lightning_modules.commands.convert_command import convert_command
 from lightning_modules.commands.demo_command import demo_command
 from lightning_modules.commands.export_command import export_command
 from lightning_modules.commands.report_command import report_command
-from rewards.errors import UserError
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -91,7 +90,8 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
 
         def instantiate_classes(self) -> None:
             if run:
-                super().instantiate_classes()
+                with error_messages.user_mistakes_unwrapped():
+                    super().instantiate_classes()
                 supported_model_type(self.model.model_name_or_path)  # fails before any data file is read
                 if isinstance(self.model, BenchmarkModule):
                     settings = self._parser(self.subcommand).dump(self.config[self.subcommand], format="json")
@@ -121,6 +121,8 @@ def _is_no_advertisement(record: logging.LogRecord) -> bool:
 
 def _check_checkpoint(path: str | None) -> None:
     if path and path not in CHECKPOINT_KEYWORDS and "://" not in path and not Path(path).exists():
+        from rewards.errors import UserError
+
         raise UserError(
             f"ckpt_path is {path!r}, which does not exist (looked from {Path.cwd()}). Give a checkpoint of an earlier "
             f"run, or one of {', '.join(CHECKPOINT_KEYWORDS)}."

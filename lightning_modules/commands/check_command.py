@@ -8,7 +8,6 @@ from itertools import chain
 from pathlib import Path
 
 from lightning_modules.commands.run_config import ParseRun, RunConfig
-from rewards.errors import UserError
 
 
 def check_data(
@@ -70,6 +69,7 @@ def check_rewards(
     from datamodules.checks.completions_file import score_completions_file
     from datamodules.records import scan
     from rewards import AccuracyReward, FormatReward
+    from rewards.errors import UserError
     from rewards.suite import RewardSuite
 
     if [run, completions, rollouts].count(None) != 2:
@@ -165,6 +165,8 @@ def check_command(arguments: Sequence[str], *, parse: ParseRun) -> None:
 
 def _needed(run: RunConfig | None, check: str) -> RunConfig:
     if run is None:
+        from rewards.errors import UserError
+
         raise UserError(f"`check {check}` needs the YAML files of a run; give each with -c (--config).")
     return run
 

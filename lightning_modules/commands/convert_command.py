@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rewards.errors import UserError
-
 
 def convert_command(arguments: Sequence[str]) -> None:
     """Make the data file of a benchmark from its authors' annotation."""
@@ -14,6 +12,7 @@ def convert_command(arguments: Sequence[str]) -> None:
 
     from datamodules.evaluation.benchmarks import BENCHMARKS
     from datamodules.evaluation.conversion import convert_files
+    from rewards.errors import UserError
 
     with_parts = ", ".join(name for name, benchmark in BENCHMARKS.items() if benchmark.parts)
     with_clips = ", ".join(name for name, benchmark in BENCHMARKS.items() if benchmark.question_only)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-
-from rewards.errors import UserError
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _WORKER_ERROR = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\n")
 _UNION_NOISE = re.compile(
@@ -17,9 +17,25 @@ _REFUSED_ARGUMENT = re.compile(
 
 
 def mistakes() -> tuple[type[Exception], ...]:
-    """The exceptions that mean a user's mistake; Lightning's own is among them once Lightning is imported."""
-    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
-    return (UserError, lightning.MisconfigurationException) if lightning else (UserError,)
+    """The exceptions that stand for a user's mistake. Call it once one was raised: it imports nothing itself."""
+    names = (("rewards.errors", "UserError"), ("lightning.fabric.utilities.exceptions", "MisconfigurationException"))
+    return tuple(getattr(sys.modules[module], name) for module, name in names if module in sys.modules)
+
+
+@contextmanager
+def user_mistakes_unwrapped() -> Iterator[None]:
+    """Raise a UserError that jsonargparse wrapped in ValueErrors while it built a class as a UserError again."""
+    from rewards.errors import UserError
+
+    try:
+        yield
+    except ValueError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__
+        if cause is None or cause is error:
+            raise
+        raise UserError(str(error)) from error
 
 
 def reason(error: Exception) -> str:

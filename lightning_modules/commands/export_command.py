@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_modules.commands.run_config import ParseRun, RunConfig
-from rewards.errors import UserError
 
 
 def export(
@@ -33,6 +32,7 @@ def export(
     from datamodules.whole_files import whole_folder
     from lightning_modules.commands.model_card import model_card
     from lightning_modules.policy import export as exporting
+    from rewards.errors import UserError
 
     checkpoint, folder = Path(ckpt_path), Path(output).resolve()
     exporting.check_paths(checkpoint, folder)
@@ -54,6 +54,7 @@ def export(
 
 def _saved_config(checkpoint: Path) -> str:
     from lightning_modules.policy.export import run_folder, saved_config
+    from rewards.errors import UserError
 
     folder = run_folder(checkpoint)
     if folder is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lightning_modules.commands.error_messages import user_mistakes_unwrapped
+
 if TYPE_CHECKING:
     from jsonargparse import Namespace
     from lightning.pytorch.cli import LightningCLI
@@ -33,7 +35,8 @@ class RunConfig:
         """The run's "data" or "model"; nothing else is built."""
         from jsonargparse import Namespace
 
-        return self._cli.parser.instantiate_classes(Namespace({part: self.settings[part]}))[part]
+        with user_mistakes_unwrapped():
+            return self._cli.parser.instantiate_classes(Namespace({part: self.settings[part]}))[part]
 
     def dump(self) -> str:
         """All settings as YAML text."""
