@@ -17,7 +17,7 @@ from datamodules.records import RecordSet, open_records
 from datamodules.sampler import ResumableSampler
 from datamodules.types import EncodedPrompt, VideoRecord
 from datamodules.video.frame_sampling import EVAL, TRAIN, FrameConfig
-from datamodules.video.video_reader import ReaderName
+from datamodules.video.video_reader import READERS, ReaderName
 from rewards.errors import UserError
 
 TrainFormat = Literal["sft", "prompts"]
@@ -96,6 +96,8 @@ class VideoDataModule(L.LightningDataModule):
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise UserError(f"data.{name} is {value}; it must be >= 1.")
+        if reader not in READERS:
+            raise UserError(f"data.reader is {reader!r}; allowed are {', '.join(map(repr, READERS))}.")
         self.model_name_or_path = model_name_or_path
         self.data_root = data_root
         self.files = {"fit": train_files, "validate": val_files, "test": test_files, "predict": predict_files}

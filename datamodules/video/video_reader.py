@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ from datamodules.video.types import (
 from datamodules.video.video_file import DECODER_THREADS
 from rewards.errors import UserError
 
-ReaderName = Literal["pyav", "decord", "torchcodec"]
+ReaderName = str
+"""A key of `READERS`."""
 Result = TypeVar("Result")
 
 OTHER_READER = "Use `reader: pyav`, or fetch the file again or re-encode it."

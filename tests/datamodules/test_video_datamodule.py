@@ -155,6 +155,11 @@ def test_patch_sizes_must_be_those_of_the_model(build, sizes, message, name):
         build("fit", **{name: FrameConfig(num_frames=4, min_pixels=784, **{"max_pixels": 3136, **sizes})})
 
 
+def test_an_unknown_reader_is_refused_at_construction(build):
+    with pytest.raises(ValueError, match=r"data\.reader is 'cv2'; allowed are 'pyav', 'decord', 'torchcodec'\."):
+        build(reader="cv2")
+
+
 def test_a_checkpoint_without_a_vision_tower_is_refused(build, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": 8}')
     data = build()
