@@ -42,7 +42,7 @@ lint: $(DEV)  ## Check style, format and file sizes
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) .ci/large_files.py
 
-format: $(DEV)  ## Mend style and format in place
+format: $(DEV)  ## Fix style and format in place
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
