@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One task per GPU; Lightning reads ranks and addresses from SLURM's variables. Arguments go to `cli.py fit`:
 #   sbatch --nodes 2 docs/examples/train_slurm.sh -c configs/grpo/qwen2_5_vl_7b.yaml
-# Submitted again, it continues where the newest last.ckpt stands.
+# When it is submitted again, it continues from the newest last.ckpt.
 #SBATCH --job-name=videorft
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8

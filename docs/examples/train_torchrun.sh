@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # One agent of a run on several machines. Start it on every machine with the same HOST, NODES and RUN_ID:
 #   HOST=node0 NODES=2 RUN_ID=grpo1 docs/examples/train_torchrun.sh -c configs/grpo/qwen2_5_vl_7b.yaml
-# HOST is one of the machines; the others reach its port 29500. Arguments go to `cli.py fit`. A second start continues
-# where the newest last.ckpt stands.
+# HOST is one of the machines; its port 29500 must be reachable from the others. Arguments go to `cli.py fit`. A second
+# start continues from the newest last.ckpt.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

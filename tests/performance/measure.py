@@ -1,4 +1,4 @@
-"""Clocks and meters: seconds of methods that take turns, and the most memory one of them holds beyond its start."""
+"""Clocks and meters: seconds of methods that take turns, and the peak memory of one of them beyond its start."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Result = TypeVar("Result")
 Work = Callable[[], Any]
 MEBIBYTE = 1024**2
 EXACT_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""Environment in which glibc hands every tensor's memory back at once, so resident memory is memory in use."""
+"""Environment in which glibc returns every tensor's memory at once, so that resident memory is memory in use."""
 HEAVY_IMPORTS = ["torch", "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"]
 
 
 def interleaved_seconds(works: Mapping[str, Work], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each work, `repeats` times in turn; no number where the GPU's memory did not suffice.
+    """Seconds of each work, `repeats` times in turn; a run for which the GPU has too little memory adds no number.
 
     On a GPU it is wall time. On the CPU it is the process's user time, which other work on the machine disturbs least;
-    the kernel's time for page faults, which large tensors cost again and again without a caching allocator, is left
-    out.
+    the kernel's time for page faults, which large tensors cause again and again without a caching allocator, is
+    left out.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
@@ -57,7 +57,7 @@ def _seconds(work: Work, device: torch.device) -> float:
 
 
 def cuda_peak_mib(work: Work, device: torch.device) -> float | None:
-    """Most memory that tensors took during `work` beyond what they took before; None where there was not enough."""
+    """Peak memory of tensors during `work` beyond what they took before; None if the GPU has too little."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
@@ -80,9 +80,9 @@ def resident_peak_mib(work: Work) -> float:
 
 
 def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call a module's function in a new process whose memory allocator keeps nothing back.
+    """Call a module's function in a new process whose allocator returns freed memory at once.
 
-    The processes are forks of one that has the heavy imports behind it and has allocated nothing else.
+    The processes are forks of one that has done the heavy imports and allocated nothing else.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(HEAVY_IMPORTS)

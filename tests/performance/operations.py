@@ -1,4 +1,4 @@
-"""Arithmetic that an update cannot do without, counted by hand.
+"""The arithmetic that an update needs, counted by hand.
 
 A product of [m, k] and [k, n] takes 2 m k n operations. A token costs 2 operations per weight that it meets in the
 forward pass and 4 in the backward; attention costs 4 operations per query, key and head channel (scores and sum of

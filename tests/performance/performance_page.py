@@ -1,4 +1,4 @@
-"""Write docs/performance.md and the README's table from the results of the benchmarks.
+"""Write docs/performance.md and the README's table from the measured results.
 
 python tests/performance/performance_page.py
 """
@@ -32,17 +32,17 @@ def main() -> None:
 
 
 def page() -> str:
-    """The whole of docs/performance.md."""
+    """The text of docs/performance.md."""
     parts = ["# Performance", _INTRODUCTION, _group_section(_load("cpu")), _gpu_section()]
     parts += [_reward_section(_load("semantic_reward")), _video_section(_load("video_reader"))]
     return "\n\n".join(parts) + "\n"
 
 
 def with_table(readme: str) -> str:
-    """The README with a fresh table between its two marks.
+    """The README with a new table between its two marks.
 
     Raises:
-        ValueError: a mark is missing, or stands there twice.
+        ValueError: a mark is missing or occurs twice.
     """
     if readme.count(START) != 1 or readme.count(END) != 1:
         raise ValueError(f"README.md needs {START} and {END} once each, around the table.")
@@ -51,10 +51,11 @@ def with_table(readme: str) -> str:
 
 
 _INTRODUCTION = """\
-What a GRPO group costs, and what the parts around it cost. Every number here comes from a file in
-[tests/performance/results](../tests/performance/results), which `make bench`, `make bench-reward` and
-`make bench-video` write on your machine. `python tests/performance/performance_page.py`
-makes this page of them. Shapes: P prompt tokens, G completions per prompt, C tokens of the longest completion."""
+What a GRPO group costs, and what the parts around it cost. Every number comes from a file in
+[tests/performance/results](../tests/performance/results). `make bench`, `make bench-reward` and `make bench-video`
+measure them again on your machine, and `python tests/performance/performance_page.py` writes this page from them.
+
+Shapes: P prompt tokens, G completions per prompt, C tokens of the longest completion."""
 
 
 def _load(name: str) -> Report:
@@ -62,7 +63,7 @@ def _load(name: str) -> Report:
 
 
 def _cases(report: Report) -> list[tuple[str, Mapping[str, Any]]]:
-    """Name and row of every measurement of ours."""
+    """Name and row of every measurement of this project's method."""
     rows = [row for row in report["rows"] if row["method"] == "ours"]
     return [(CASES[row["case"]] + (UNEQUAL if row["lengths"] == "unequal" else ""), row) for row in rows]
 
@@ -111,18 +112,18 @@ def _group_section(report: Report) -> str:
 ## A GRPO group on a CPU
 
 {report["date"]}, {report["machine"]}, torch {report["torch"]}, transformers {report["transformers"]};
-random weights of size `{report["size"]}` in {report["dtype"]}. "Repeated" is the way of the published code: pixels and
-prompt once for every completion, stock attention, log_softmax over the vocabulary. Both compute the same gradients.
-Methods take turns in one process and medians are compared; seconds are user time; memory is the peak beyond weights,
-gradients and inputs. [All methods](../tests/performance/results/cpu.md), among them the video encoded once with the
-prompt still repeated, and the installed `generate(num_return_sequences=G)`.
+random weights of size `{report["size"]}` in {report["dtype"]}. "Repeated" computes a group as the published code does:
+pixels and prompt once for every completion, stock attention, log_softmax over the vocabulary. Both compute the same
+gradients. Methods take turns in one process and medians are compared. Seconds are user time; memory is the peak beyond
+weights, gradients and inputs. [The full table](../tests/performance/results/cpu.md) has more methods, among them the
+video encoded once with the prompt still repeated, and the installed `generate(num_return_sequences=G)`.
 
 {_table(header, rows)}
 
 ![cost against prompt length and group size](../tests/performance/results/cpu.png)
 
-The log-probabilities trade time for memory: head and softmax run over chunks of `logprob_chunk_size` rows (512) and are
-computed again in the backward, so their memory does not grow with the number of completions."""
+The log-probabilities trade time for memory: output projection and softmax run over chunks of `logprob_chunk_size` rows
+(512) and are computed again in the backward pass, so their memory does not grow with the number of completions."""
 
 
 def _gpu_section() -> str:
@@ -132,8 +133,8 @@ def _gpu_section() -> str:
     return """\
 ## A GRPO group on a GPU
 
-Not measured: no GPU was at hand. `make bench BENCH="--size 3b"` (or `7b`) measures the same cases in bfloat16 with the
-published shapes and writes `tests/performance/results/gpu.json`."""
+Not measured. On a machine with a GPU, `make bench BENCH="--size 3b"` (or `7b`) measures the same cases in bfloat16 with
+the published shapes and writes `tests/performance/results/gpu.json`."""
 
 
 def _reward_section(report: Report) -> str:
@@ -142,8 +143,8 @@ def _reward_section(report: Report) -> str:
 ## The semantic reward
 
 {report["date"]}, {report["machine"]}; {report["frames"]} frames, G = {report["completions"]}, a SigLIP with random
-weights. Every frame and every text of a group is encoded once: {once} encodings instead of {repeated}, and
-{report["time_ratio"]:.1f} times less time than encoding the frames for each completion."""
+weights. Every frame and every text of a group is encoded once: {once} encodings instead of {repeated}. Encoding the
+frames for each completion takes {report["time_ratio"]:.1f} times as long."""
 
 
 def _video_section(report: Report) -> str:
@@ -160,8 +161,8 @@ def _video_section(report: Report) -> str:
 ## Video readers
 
 {report["date"]}, {report["machine"]}; {report["timing"]}.
-The job: 16 frames under the training profile. In brackets the cost over the fastest reader's. Frames are compared with
-those of a full decode.
+Each reader reads the 16 frames of a training sample. In brackets: its time divided by the fastest reader's. Frames are
+compared with those of a full decode.
 
 {_table(("file", *readers), rows)}"""
 

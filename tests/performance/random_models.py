@@ -1,4 +1,5 @@
-"""Qwen2.5-VL with random weights in several sizes, and prompts of a chosen length: time and memory need no more.
+"""Qwen2.5-VL with random weights in several sizes, and prompts of a chosen length, which is all that time and
+memory depend on.
 
 Nothing is downloaded and no tokenizer is trained; token ids are random.
 
@@ -77,7 +78,7 @@ SIZES = {
         vision_heads=2,
         full_attention_blocks=(0,),
     ),
-    # Shares of the arithmetic close to those of 3B and 7B: the output projection is 11 % of the decoder, the tower
+    # The arithmetic is divided about as in 3B and 7B: the output projection is 11 % of the decoder, the tower
     # costs about half of it per video token, feed-forward layers are six times attention's projections.
     "small": ModelSize(
         hidden=256,
@@ -128,7 +129,7 @@ class Models:
     stock: Qwen2_5_VLForConditionalGeneration
     """As transformers makes it, sdpa attention."""
     fast_vision: Qwen2_5_VLForConditionalGeneration
-    """Stock but for the project's vision tower: tells what sharing the prompt gives from what the tower gives."""
+    """Stock except for the project's vision tower: separates the tower's savings from those of sharing the prompt."""
     policy: Policy
 
     @property
@@ -137,7 +138,7 @@ class Models:
 
 
 def build_models(size: ModelSize, device: str, dtype: torch.dtype, *, gradient_checkpointing: bool = False) -> Models:
-    """Random weights of `size`; stock model and policy share the parameters, so they exist once."""
+    """Random weights of `size`, shared by stock model and policy."""
     from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
     torch.manual_seed(0)

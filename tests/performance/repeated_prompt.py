@@ -1,6 +1,6 @@
 """The usual way to train and sample a GRPO group: G rows [prompt | completion], right-padded, on the stock model.
 
-It is kinder than the published code in three ways: logits are computed for completion positions only, the pixels are
+It is cheaper than the published code in three ways: logits are computed for completion positions only, the pixels are
 normalized in advance, and positions are given instead of computed. No attention mask is passed in training, as in the
 published code: causality alone hides right padding.
 

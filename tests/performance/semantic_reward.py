@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _per_completion(reward: SemanticReward, group: RewardInput) -> list[float]:
-    """The published way: each completion brings its own copy of the frames."""
+    """As in the published code: each completion brings its own copy of the frames."""
     scores = []
     for index in range(len(group.completions)):
         alone = RewardInput(

@@ -18,7 +18,8 @@ backward of all parameters, vision tower included), `logprobs` (hidden states to
 Methods take turns within each repeat and medians are compared. Seconds are the process's user time on a CPU (page
 faults left out, which would favor `ours`) and wall time on a GPU. Memory is the peak beyond weights, gradients and
 inputs: on a CPU the resident high-water mark of a fresh process per number, on a GPU the allocator's. `floor_seconds`
-of an update is the arithmetic that this method cannot do without at the measured speed of a large matrix product.
+of an update is the time that the arithmetic which the method needs would take at the measured speed of a large matrix
+product.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ def _row(
     row["tokens_per_second"] = scenario.useful_tokens / row["seconds"]
     if scenario.case == "update":
         floor = update_operations(models.size, scenario.prompt_tokens, scenario.lengths, method) / rate
-        row |= {"floor_seconds": floor, "floor_share": floor / row["seconds"]}
+        row |= {"floor_seconds": floor, "floor_fraction": floor / row["seconds"]}
     return row
 
 

@@ -23,7 +23,7 @@ COLUMNS = {
     "peak_memory_mib": "peak MiB",
     "memory_ratio": "repeated / this, memory",
     "tokens_per_second": "tokens / s",
-    "floor_share": "floor / seconds",
+    "floor_fraction": "floor / seconds",
     "repeats": "repeats",
 }
 
@@ -47,7 +47,7 @@ def _rounded(value: Any) -> Any:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The table under what is needed to read it."""
+    """The table below what is needed to read it."""
     checkpointing = "with" if report["gradient_checkpointing"] else "without"
     lines = [
         "# Cost of a GRPO group",
@@ -56,7 +56,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"Model size `{report['size']}` with random weights in {report['dtype']}, {checkpointing} gradient "
         f"checkpointing; a large matrix product reaches {report['matmul_gigaops_per_second']:.4g} billion operations "
         "per second. P prompt tokens, G completions, C tokens of the longest one. What the cases, methods and columns "
-        "mean stands at the top of `tests/performance/shared_prefix.py`, whose output this is.",
+        "mean is explained at the top of `tests/performance/shared_prefix.py`, which wrote this file.",
         "",
         "| " + " | ".join(COLUMNS.values()) + " |",
         "|" + "---|" * len(COLUMNS),

@@ -1,6 +1,6 @@
 """Video files that readers find easy and hard, each frame marked with its number.
 
-The number stands in a bar code along the bottom edge, so a frame can be told after any decoder, color conversion and
+The number is a bar code along the bottom edge, so a frame can be recognized after any decoder, color conversion and
 resize. Content is a moving texture: every frame differs from its neighbors.
 """
 

@@ -2,12 +2,12 @@
 
     python tests/performance/video_reader.py [--cache FOLDER] [--repeats 5] [--cases NAME ...]
 
-Each reader gets the same job: `read_video` with the training profile (count the frames, choose 16, decode them to RGB,
+Each reader does the same: `read_video` with the frames of training (count the frames, choose 16, decode them to RGB,
 resize them), one decoder thread, one torch thread, one process. Readers take turns within each repeat, and medians are
 compared. `seconds` is process CPU time, which other work on the machine disturbs least; wall time stands beside it.
 
 Frames are checked against a full sequential decode. A frame is wrong when it carries another number than the true one;
-color conversion may differ between FFmpeg builds. For PyAV, which is also the truth's decoder, every pixel must agree.
+color conversion may differ between FFmpeg builds. PyAV also makes the full decode, so all its pixels must agree.
 """
 
 from __future__ import annotations
