@@ -94,7 +94,7 @@ class GRPOModule(PolicyModule):
         self.sampling = sampling
         self.loss_config = loss_config
         self.advantage_scale: AdvantageScale = advantage_scale
-        self.inner_epochs = inner_epochs
+        self.inner_epochs = self.steps_per_batch = inner_epochs
         self.micro_batch_groups = micro_batch_groups
         self.mask_truncated = mask_truncated
         self.max_resamples = max_resamples
@@ -163,13 +163,6 @@ class GRPOModule(PolicyModule):
         super().on_load_checkpoint(checkpoint)
         if self.reference_sync_steps is not None:
             self.reference.restore(checkpoint)
-
-    def total_optimizer_steps(self) -> int:
-        """Every batch makes `inner_epochs` optimizer steps; trainer.max_steps counts those."""
-        limit, batches = self.trainer.max_steps, super().total_optimizer_steps()
-        if batches < 0 or batches == limit:
-            return batches
-        return min(batches * self.inner_epochs, limit) if limit > 0 else batches * self.inner_epochs
 
     def _frozen_copy(self) -> Policy:
         frozen = self.load_policy().requires_grad_(False).eval()

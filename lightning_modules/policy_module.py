@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -56,6 +57,8 @@ class PolicyModule(L.LightningModule):
 
     train_format: ClassVar[TrainFormat | None] = None
     """What `VideoDataModule.train_format` must be in fit."""
+    steps_per_batch: int = 1
+    """Optimizer steps of a batch (of `accumulate_grad_batches` of them); trainer.max_steps counts those."""
 
     def __init__(
         self,
@@ -155,7 +158,7 @@ class PolicyModule(L.LightningModule):
         optimizer = build_optimizer(self.policy.parameters(), self.optimizer_config)
         if note := rounding_note(optimizer):
             rank_zero_warn(note)
-        scheduler = build_scheduler(optimizer, self.optimizer_config, self.total_optimizer_steps())
+        scheduler = build_scheduler(optimizer, self.optimizer_config, self.schedule_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -168,8 +171,21 @@ class PolicyModule(L.LightningModule):
 
     def total_optimizer_steps(self) -> int:
         """Optimizer steps of the whole training, -1 if it has no end."""
-        steps = self.trainer.estimated_stepping_batches
-        return -1 if steps == float("inf") else int(steps)
+        limit, batches = self.trainer.max_steps, self.trainer.estimated_stepping_batches
+        if batches in (float("inf"), limit):
+            return limit
+        steps = int(batches) * self.steps_per_batch
+        return min(steps, limit) if limit > 0 else steps
+
+    def schedule_steps(self) -> int:
+        """Optimizer steps that the schedule of the learning rate spans, -1 if it has no end."""
+        steps, trainer = self.total_optimizer_steps(), self.trainer  # which also counts the batches of an epoch
+        if self.optimizer_config.schedule_horizon == "training":
+            return steps
+        if trainer.max_epochs == -1 or math.isinf(trainer.num_training_batches):
+            return -1
+        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        return per_epoch * trainer.max_epochs * self.steps_per_batch
 
     def export_pretrained(self, path: Path) -> None:
         """Write weights, processor and generation settings as a Hugging Face folder; rank 0 writes, all ranks call."""

@@ -41,9 +41,17 @@ RESERVED_NAMES = {TOTAL: "the sum", TRUNCATION: "the truncation penalty"}
 EPS = 1e-4
 """Added to the standard deviation under `per_reward`, as in the group-relative advantage."""
 
+LARGEST_SCORE = 1e16
+"""The size up to which raw scores and totals are accepted. They are float32, and standard deviations sum their squares:
+1e16 leaves room for three million completions below float32's largest number, 3.4e38."""
+
 GroupScores = tuple[float, ...]
 Normalization = Literal["sum_then_normalize", "per_reward"]
 Truncation = Literal["keep", "zero", "penalize"]
+
+
+class NonFiniteScoreError(UserError):
+    """A score or a total is not a number that can be trained on; the message names reward, record and completion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +117,9 @@ class RewardSuite:
             The breakdown, float32 [B, G] on the CPU, rewards in the order of the configuration.
 
         Raises:
-            UserError: there are no groups, the groups differ in size, or a reward returned anything but one finite
-                number per completion.
+            UserError: there are no groups, the groups differ in size, or a reward returned anything but one number
+                per completion.
+            NonFiniteScoreError: a score or a total is not finite or larger than `LARGEST_SCORE`.
             RewardError: a reward raised an exception.
         """
         _check_groups(groups)
@@ -122,8 +131,10 @@ class RewardSuite:
             seconds[name] = time.perf_counter() - started
         components = {name: torch.tensor(raw[name], dtype=torch.float32) for name in self.rewards}  # [B, G]
         contributions = self._contributions(components, groups)
+        total = torch.stack(tuple(contributions.values())).sum(dim=0)  # [B, G]
+        _check_totals(total, contributions, groups)
         return RewardBreakdown(
-            total=torch.stack(tuple(contributions.values())).sum(dim=0),  # [B, G]
+            total=total,
             components=components,
             contributions=contributions,
             seconds={name: seconds[name] for name in self.rewards},
@@ -243,7 +254,7 @@ def _check_groups(groups: Sequence[RewardInput]) -> None:
 
 
 def _checked_scores(reward: Reward, group: RewardInput, scores: Sequence[float] | Tensor | None) -> GroupScores:
-    """G finite floats, or a UserError that names the reward and the record."""
+    """G finite floats, or an error that names the reward and the record."""
     where = f"Reward {reward.name!r} on problem_id {group.record_id}"
     if isinstance(scores, Tensor):
         scores = scores.tolist()
@@ -251,6 +262,21 @@ def _checked_scores(reward: Reward, group: RewardInput, scores: Sequence[float] 
     if not isinstance(scores, Sequence) or len(scores) != expected:
         raise UserError(f"{where} returned {scores!r}; it must return {expected} numbers, one per completion.")
     for index, score in enumerate(scores):
-        if not isinstance(score, Real) or not math.isfinite(score):
+        if not isinstance(score, Real):
             raise UserError(f"{where} returned {score!r} for completion {index}; scores must be finite numbers.")
+        # Compared before float32 turns 1e300 into infinity, and without float(), which raises for the largest integers.
+        if not abs(score) <= LARGEST_SCORE:
+            raise NonFiniteScoreError(
+                f"{where} returned {score!r} for completion {index}; scores must be finite numbers of at most "
+                f"{LARGEST_SCORE:g} in size."
+            )
     return tuple(float(score) for score in scores)
+
+
+def _check_totals(total: Tensor, contributions: Mapping[str, Tensor], groups: Sequence[RewardInput]) -> None:
+    for row, index in (~(total.abs() <= LARGEST_SCORE)).nonzero().tolist():
+        parts = ", ".join(f"{name} {values[row, index].item():g}" for name, values in contributions.items())
+        raise NonFiniteScoreError(
+            f"The total of problem_id {groups[row].record_id}, completion {index}, is {total[row, index].item():g} "
+            f"({parts}); it must be finite and at most {LARGEST_SCORE:g} in size. Lower the weights or the scores."
+        )

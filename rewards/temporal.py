@@ -6,22 +6,28 @@ Shapes: G completions per prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from rewards.accuracy import AnswerParsing, accuracy_reward
 from rewards.base import Reward
 from rewards.errors import UserError
 from rewards.types import RewardInput
 
+TemporalVariant = Literal["paper", "code"]
+
 
 class TemporalReward(Reward):
     """Right answers earn a bonus where the group does about as well on ordered frames as on shuffled ones, or better.
 
-    Let p be the fraction of right completions of the group, and q that of the completions sampled for the same
-    question with the frames shuffled. Every right completion earns the bonus if p >= factor * q. Only videos have
-    shuffled completions; other records earn 0.
+    A completion is right where its accuracy is above `min_accuracy`. Let p measure the group, and q the completions
+    sampled for the same question with the frames shuffled. Every right completion earns the bonus if p >= factor * q.
+    Only videos have shuffled completions; other records earn 0.
 
     Args:
+        variant: what p and q are. "paper": the fraction of right completions. "code": the mean accuracy, as the
+            released code of Video-R1 computes. They agree where an accuracy is 0 or 1 (multiple choice, numerical)
+            and differ where it is graded (OCR, free-form, regression): of the accuracies 0.2 and 0.4, "paper" makes 1,
+            "code" makes 0.3. `problem_types: [multiple choice, numerical]` leaves graded questions out.
         bonus: what a right completion earns (Video-R1: 0.3).
         factor: how much of the accuracy on shuffled frames the group must reach (Video-R1: 0.8).
         min_accuracy: a completion is right where its accuracy is above this (Video-R1: 0.1).
@@ -30,7 +36,7 @@ class TemporalReward(Reward):
         kwargs: weight, gate, name and problem_types, as for every `Reward`.
 
     Raises:
-        UserError: factor is negative, or shuffled_fraction is not in (0, 1].
+        UserError: the variant is unknown, factor is negative, or shuffled_fraction is not in (0, 1].
     """
 
     name = "temporal"
@@ -43,13 +49,18 @@ class TemporalReward(Reward):
         min_accuracy: float = 0.1,
         shuffled_fraction: float = 0.5,
         parsing: AnswerParsing = "strict",
+        variant: TemporalVariant = "paper",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if variant not in get_args(TemporalVariant):
+            allowed = ", ".join(map(repr, get_args(TemporalVariant)))
+            raise UserError(f"Reward {self.name!r} has variant {variant!r}; allowed are {allowed}.")
         if factor < 0:
             raise UserError(f"Reward {self.name!r} has factor {factor}; it must be >= 0.")
         if not 0 < shuffled_fraction <= 1:
             raise UserError(f"Reward {self.name!r} has shuffled_fraction {shuffled_fraction}; it must be in (0, 1].")
+        self.variant: TemporalVariant = variant
         self.bonus = bonus
         self.factor = factor
         self.min_accuracy = min_accuracy
@@ -57,13 +68,17 @@ class TemporalReward(Reward):
         self.parsing: AnswerParsing = parsing
 
     def score(self, group: RewardInput, raw: Mapping[str, Sequence[float]]) -> list[float]:
-        right = [accuracy > self.min_accuracy for accuracy in raw["accuracy"]]
+        ordered = raw["accuracy"]
         if not group.shuffled_completions:
-            return [0.0] * len(right)
+            return [0.0] * len(ordered)
         shuffled = [
             accuracy_reward(group.problem_type, completion, group.solution, parsing=self.parsing, options=group.options)
-            > self.min_accuracy
             for completion in group.shuffled_completions
         ]
-        earned = sum(right) / len(right) >= self.factor * sum(shuffled) / len(shuffled)
-        return [self.bonus if earned and is_right else 0.0 for is_right in right]
+        earned = self._measure(ordered) >= self.factor * self._measure(shuffled)
+        return [self.bonus if earned and accuracy > self.min_accuracy else 0.0 for accuracy in ordered]
+
+    def _measure(self, accuracies: Sequence[float]) -> float:
+        """p or q of the completions with these accuracies."""
+        counted = accuracies if self.variant == "code" else [accuracy > self.min_accuracy for accuracy in accuracies]
+        return sum(counted) / len(counted)

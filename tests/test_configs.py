@@ -120,6 +120,8 @@ def test_grpo_shows_the_published_hyper_parameters(capsys):
         "sampling.max_new_tokens": 1024,
         "optimizer.learning_rate": 1e-6,
         "optimizer.schedule": "cosine",
+        "optimizer.schedule_horizon": "epochs",
+        "loss_config.kl_beyond_clamp": "constant",
         "optimizer.weight_decay": 0.01,
         "max_grad_norm": 5.0,
         "inner_epochs": 1,

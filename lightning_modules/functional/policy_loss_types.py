@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from rewards.errors import UserError
+
+KLTail = Literal["constant", "linear"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,10 @@ class LossConfig:
     arXiv 2505.07291; dual clip, arXiv 1912.09729); null sets no bound."""
     kl_log_clamp: float = 10.0
     """Bound on the log-ratio inside the KL estimate (published code: 10)."""
+    kl_beyond_clamp: KLTail = "constant"
+    """The KL estimate of a token whose log-ratio is beyond kl_log_clamp. constant: its value at the bound, without a
+    gradient, as in the published code: what has drifted that far is no longer drawn back. linear: it goes on along its
+    tangent, so that the gradient is the one at the bound. The metric `kl_clamped` is the fraction of such tokens."""
 
     def __post_init__(self) -> None:
         if not self.beta >= 0:
@@ -72,6 +79,11 @@ class LossConfig:
                 f"model.loss_config.delta is {self.delta} and clip_high is {self.clip_high}; delta must be > 1 + "
                 "clip_high, or null for no bound."
             )
+        if self.kl_beyond_clamp not in get_args(KLTail):
+            raise UserError(
+                f"model.loss_config.kl_beyond_clamp is {self.kl_beyond_clamp!r}; allowed are "
+                f"{', '.join(map(repr, get_args(KLTail)))}."
+            )
         if not self.kl_log_clamp > 0:
             raise UserError(f"model.loss_config.kl_log_clamp is {self.kl_log_clamp}; it must be > 0.")
 
@@ -84,7 +96,7 @@ class LossOutput:
     """Scalar. Summed over the micro-batches of a step it is the loss of everything on this rank."""
     metrics: Mapping[str, Tensor]
     """Detached scalars, means over the tokens of this micro-batch: `clip_fraction`, `ratio` and, with a reference,
-    `kl`. The mean over micro-batches, weighted by their tokens, is that of the whole batch."""
+    `kl` and `kl_clamped`. The mean over micro-batches, weighted by their tokens, is that of the whole batch."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from lightning_modules.functional.masking import masked_mean, masked_row_mean
-from lightning_modules.functional.policy_loss_types import BatchCounts, LossConfig, LossInputs, LossOutput, PolicyLoss
+from lightning_modules.functional.policy_loss_types import (
+    BatchCounts,
+    KLTail,
+    LossConfig,
+    LossInputs,
+    LossOutput,
+    PolicyLoss,
+)
 from rewards.errors import UserError
 
 Aggregate = Callable[[Tensor, Tensor], Tensor]
@@ -69,13 +76,20 @@ def cispo_loss(inputs: LossInputs, config: LossConfig) -> LossOutput:
     )
 
 
-def k3_divergence(logprobs: Tensor, reference_logprobs: Tensor, log_clamp: float = 10.0) -> Tensor:
-    """Per-token estimate of KL(policy || reference): exp(x) - x - 1 with x = clamp(log ref - log policy).
+def k3_divergence(
+    logprobs: Tensor, reference_logprobs: Tensor, log_clamp: float = 10.0, beyond_clamp: KLTail = "constant"
+) -> Tensor:
+    """Per-token estimate of KL(policy || reference): k(y) = exp(y) - y - 1, y = clamp(x), x = log ref - log policy.
 
-    Never negative and unbiased without the clamp (Schulman 2020, "Approximating KL divergence", estimator k3). [S, C].
+    Never negative and unbiased without the clamp (Schulman 2020, "Approximating KL divergence", estimator k3). The
+    clamped k has no gradient beyond the clamp; "linear" adds k'(y) (x - y) there, its tangent, which does. [S, C].
     """
-    x = (reference_logprobs - logprobs).clamp(-log_clamp, log_clamp)
-    return x.exp() - x - 1
+    x = reference_logprobs - logprobs
+    clamped = x.clamp(-log_clamp, log_clamp)
+    divergence = clamped.exp() - clamped - 1
+    if beyond_clamp == "constant":
+        return divergence
+    return divergence + (clamped.detach().exp() - 1) * (x - clamped)
 
 
 def _token_budget(counts: BatchCounts) -> float:
@@ -168,7 +182,9 @@ def _penalized_loss(
         assert config.beta == 0, "beta > 0 without a reference"
     else:
         logprobs, reference = _cleared(inputs.logprobs, inputs.mask), _cleared(inputs.reference_logprobs, inputs.mask)
-        divergence = k3_divergence(logprobs, reference, config.kl_log_clamp)
+        divergence = k3_divergence(logprobs, reference, config.kl_log_clamp, config.kl_beyond_clamp)
         token_losses = token_losses + config.beta * divergence
         metrics["kl"] = masked_mean(divergence.detach(), inputs.mask)
+        beyond = (reference - logprobs.detach()).abs() > config.kl_log_clamp
+        metrics["kl_clamped"] = masked_mean(beyond.float(), inputs.mask)
     return LossOutput(loss=aggregate(token_losses, inputs.mask) / inputs.denominator, metrics=metrics)

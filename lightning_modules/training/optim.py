@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
 from torch.optim import Optimizer
@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from rewards.errors import UserError
 
 Schedule = Literal["constant", "linear", "cosine"]
+Horizon = Literal["training", "epochs"]
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 
 
@@ -40,14 +41,22 @@ class OptimizerConfig:
     """Applied to matrices only, not to biases and norms."""
     schedule: Schedule = "linear"
     """What follows the warm-up: constant, or linear or cosine decay to `final_lr_fraction` at the last step."""
+    schedule_horizon: Horizon = "training"
+    """Which step is the schedule's last. training: the last that is taken, so a run that trainer.max_steps ends has
+    decayed there. epochs: the last of trainer.max_epochs, also where trainer.max_steps ends the run long before it."""
     warmup_steps: int = 0
     """Optimizer steps of linear rise from zero."""
     final_lr_fraction: float = 0.0
-    """Learning rate at the last step as a fraction of `learning_rate`."""
+    """Learning rate at the schedule's last step as a fraction of `learning_rate`."""
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
             raise UserError(f"optimizer.name is {self.name!r}; it must be one of {', '.join(OPTIMIZERS)}.")
+        if self.schedule_horizon not in get_args(Horizon):
+            raise UserError(
+                f"optimizer.schedule_horizon is {self.schedule_horizon!r}; it must be one of "
+                f"{', '.join(get_args(Horizon))}."
+            )
         if self.learning_rate <= 0:
             raise UserError(f"optimizer.learning_rate is {self.learning_rate}; it must be > 0.")
         if self.warmup_steps < 0:
@@ -70,15 +79,16 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
 
 
 def build_scheduler(optimizer: Optimizer, config: OptimizerConfig, total_steps: int) -> LambdaLR:
-    """The schedule over `total_steps` optimizer steps.
+    """The schedule over `total_steps` optimizer steps; -1 stands for no end.
 
     Raises:
         UserError: a decaying schedule without a known end.
     """
     if config.schedule != "constant" and total_steps < 1:
         raise UserError(
-            f"optimizer.schedule is {config.schedule!r}, which needs to know its last step, but the training has no "
-            "end; set trainer.max_steps or trainer.max_epochs, or schedule: constant."
+            f"optimizer.schedule is {config.schedule!r}, which needs to know its last step, but with schedule_horizon: "
+            f"{config.schedule_horizon} there is none; set trainer.max_epochs (or trainer.max_steps with "
+            "schedule_horizon: training), or schedule: constant."
         )
     return LambdaLR(optimizer, partial(learning_rate_factor, config=config, total_steps=total_steps))
 

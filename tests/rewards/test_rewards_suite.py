@@ -4,9 +4,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from lightning_modules.functional.advantages import group_relative_advantages
 from rewards import AccuracyReward, FormatReward, LengthReward, Reward
 from rewards.base import RewardError
-from rewards.suite import RewardSuite
+from rewards.suite import NonFiniteScoreError, RewardSuite
 
 
 class StatedReward(Reward):
@@ -145,6 +146,27 @@ def test_anything_but_finite_numbers_is_refused_with_reward_and_record(make_grou
     )
     with pytest.raises(ValueError, match="'stated' on problem_id b returned"):
         suite.score([make_group("AB", record_id="a"), make_group("AB", record_id="b")])
+
+
+@pytest.mark.parametrize("score", [1e300, -1e39, 1.1e16, 10**400, math.inf, math.nan], ids=str)
+def test_what_float32_cannot_hold_is_refused_before_the_cast(make_group, score):
+    suite = RewardSuite([StatedReward(lambda group: [0.0, score])])
+    message = r"'stated' on problem_id b returned .* completion 1; .* at most 1e\+16"
+    with pytest.raises(NonFiniteScoreError, match=message):
+        suite.score([make_group("AB", record_id="b")])
+
+
+def test_scores_of_the_largest_size_have_finite_advantages(make_group):
+    total = RewardSuite([StatedReward(lambda group: [1e16, -1e16])]).score([make_group("AB")]).total
+    # Two values at a distance of d from their mean have the standard deviation d * sqrt(2).
+    assert group_relative_advantages(total)[0].tolist() == pytest.approx([2**-0.5, -(2**-0.5)])
+
+
+def test_a_weight_that_makes_the_total_too_large_is_refused(make_group):
+    suite = RewardSuite([AccuracyReward(), StatedReward(lambda group: [1e10, 0.0], weight=1e7)])
+    message = r"problem_id b, completion 0, is 1e\+17 \(accuracy 1, stated 1e\+17\)"
+    with pytest.raises(NonFiniteScoreError, match=message):
+        suite.score([make_group("AB", record_id="b")])
 
 
 def test_failure_inside_a_reward_names_the_reward_and_the_record(make_group):

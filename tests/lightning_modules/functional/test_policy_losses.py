@@ -52,6 +52,45 @@ def test_k3():
     assert k3_divergence(torch.tensor(0.0), torch.tensor(50.0)).item() == pytest.approx(math.exp(10) - 11, rel=1e-6)
 
 
+def kl_gradient(log_ratio, beyond_clamp):
+    """Value and d/dlogp of k3 at x = log ref - log policy."""
+    logprob = torch.tensor(-log_ratio, dtype=torch.float64, requires_grad=True)
+    value = k3_divergence(logprob, torch.zeros((), dtype=torch.float64), 10.0, beyond_clamp)
+    value.backward()
+    return value.item(), logprob.grad.item()
+
+
+@pytest.mark.parametrize(
+    ("log_ratio", "value", "gradient"),
+    [
+        # k(-10) = e^-10 + 9, k'(-10) = e^-10 - 1; two nats further, and d/dlogp = -k'.
+        (-12.0, math.exp(-10) + 9 + 2 * (1 - math.exp(-10)), 1 - math.exp(-10)),
+        # k(10) = e^10 - 11, k'(10) = e^10 - 1; half a nat further.
+        (10.5, math.exp(10) - 11 + 0.5 * (math.exp(10) - 1), 1 - math.exp(10)),
+    ],
+)
+def test_the_penalty_beyond_the_clamp_is_flat_or_its_tangent(log_ratio, value, gradient):
+    bound = math.copysign(10, log_ratio)
+    assert kl_gradient(log_ratio, "constant") == (pytest.approx(math.exp(bound) - bound - 1), 0.0)
+    assert kl_gradient(log_ratio, "linear") == (pytest.approx(value), pytest.approx(gradient))
+
+
+@pytest.mark.parametrize("log_ratio", [-9.0, 0.3, 9.0])
+def test_the_penalty_within_the_clamp_is_the_same(log_ratio):
+    expected = math.exp(log_ratio) - log_ratio - 1, 1 - math.exp(log_ratio)
+    assert kl_gradient(log_ratio, "linear") == kl_gradient(log_ratio, "constant") == pytest.approx(expected)
+
+
+def test_the_losses_draw_back_what_drifted_only_with_a_linear_penalty():
+    ratio = [[math.exp(12.0)]]  # log-probability 12 above the reference's 0, so x = -12
+    options = {"reference": 0.0, "mask": torch.tensor([[True]]), "beta": 0.5}
+    flat, flat_gradient = run("grpo", ratio, [0.0], **options)
+    linear, linear_gradient = run("grpo", ratio, [0.0], kl_beyond_clamp="linear", **options)
+    assert flat_gradient.item() == 0.0
+    assert linear_gradient.item() == pytest.approx(0.5 * (1 - math.exp(-10)))
+    assert flat.metrics["kl_clamped"] == linear.metrics["kl_clamped"] == 1.0
+
+
 def test_the_losses_there_are():
     assert list(LOSSES) == ["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo"]
 
