@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning import seed_everything
 
 import cli
+from lightning_modules.policy.adapters import adapter_parameters, is_adapter
+from lightning_modules.policy.loading import load_policy
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -202,6 +205,37 @@ def test_the_grpo_run_of_full_size_takes_a_step_on_a_tiny_model(at_hand, precisi
     assert torch.isfinite(run.trainer.callback_metrics["train/loss"])
     assert run.model.reference is not None
     assert {parameter.dtype for parameter in run.model.policy.parameters()} == {weights}
+
+
+@pytest.mark.parametrize("base", [[], ["--model.init_args.quantization=nf4"]], ids=["bfloat16", "nf4"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_adapters_of_the_lora_run_are_float32_and_move(at_hand, base, precision):
+    """32-true is that of the CPU's trainer file. The learning rate, 1e-5, is far below the spacing of bfloat16."""
+    rewards = "[{class_path: tests.lightning_modules.module_runs.LetterReward}]"
+    short = [
+        *(f"--model.init_args.rewards={rewards}", "--model.init_args.sampling.max_new_tokens=6"),
+        *("--trainer.max_steps=5", "--trainer.max_epochs=2", f"--trainer.precision={precision}"),
+        *("--trainer.callbacks=null", "--trainer.logger=false", "--seed_everything=0"),
+    ]
+    run = cli.lightning_cli(
+        ["fit", *options(CONFIGS / "grpo" / "qwen2_5_vl_7b_lora.yaml", CPU), *at_hand, *short, *base]
+    )
+    assert run.trainer.global_step == 5
+    named = dict(run.model.policy.model.named_parameters())
+    adapters = {name: weight for name, weight in named.items() if is_adapter(name)}
+    assert adapters and {named[name].dtype for name in named.keys() - adapters.keys()} >= {torch.bfloat16}
+    assert {weight.dtype for weight in adapters.values()} == {torch.float32}
+    assert {weight.grad.dtype for weight in adapters.values()} == {torch.float32}
+    states = run.trainer.optimizers[0].state
+    assert {states[weight][moment].dtype for weight in adapters.values() for moment in ("exp_avg", "exp_avg_sq")} == {
+        torch.float32
+    }
+    seed_everything(0, verbose=False)
+    start = load_policy(run.model.model_name_or_path, dtype="bfloat16", lora=run.model.lora).model
+    changes = [adapters[name] - weight for name, weight in adapter_parameters(start) if ".lora_A." in name]
+    sizes = torch.cat([change.detach().flatten().abs() for change in changes])
+    assert sizes.max() < 1e-4  # five steps of 1e-5 or less from the same start
+    assert (sizes > 0).float().mean() > 0.95
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -20,7 +20,8 @@ def group_relative_advantages(
     """Rewards relative to their group's mean: A = (r - mean_group) / (std + eps).
 
     `scale` chooses std: that of the group with Bessel's correction (GRPO, arXiv 2402.03300, and the published VideoRFT
-    code), that of all rewards of the batch, or none: no division (Dr. GRPO, arXiv 2503.20783).
+    code), that of all rewards of the batch, or none: no division (Dr. GRPO, arXiv 2503.20783). A group whose rewards
+    are all equal has exactly 0, whatever rounding does to its mean.
 
     Args:
         rewards: float [B, G].
@@ -40,7 +41,7 @@ def group_relative_advantages(
             f"rewards have shape {tuple(rewards.shape)}; a group-relative advantage needs [B, G] with G >= 2 "
             "completions per prompt."
         )
-    centered = rewards - rewards.mean(dim=1, keepdim=True)
+    centered = (rewards - rewards.mean(dim=1, keepdim=True)).masked_fill(zero_variance(rewards)[:, None], 0.0)
     if scale == "group":
         return centered / (rewards.std(dim=1, keepdim=True) + eps)
     if scale == "batch":

@@ -199,7 +199,7 @@ def setup_of(module: PolicyModule, trainer: Mapping[str, Any], ranks: int | None
         UserError: `ranks` is not positive.
     """
     weight, compute = _precision(str(trainer.get("precision") or "32-true"), module.dtype_name)
-    trained = weight if module.lora is None else max(weight, 4)  # peft makes adapters of 32 bit
+    trained = weight if module.lora is None else max(weight, 4)  # adapters are float32 on every base
     strategy = trainer.get("strategy") or "auto"
     name = strategy if isinstance(strategy, str) else strategy["class_path"]
     options = {} if isinstance(strategy, str) else strategy.get("init_args") or {}

@@ -58,6 +58,8 @@ class AdapterConfig:
 def add_adapters(model: PreTrainedModel, decoder: nn.Module, config: AdapterConfig) -> None:
     """Freeze the model and give the named linear layers of its decoder adapters that change nothing yet (B = 0).
 
+    Adapters, and with them their gradients and optimizer states, are float32 (float64 on a float64 model).
+
     Raises:
         UserError: the decoder has no linear layer of a given name.
     """
@@ -73,6 +75,8 @@ def add_adapters(model: PreTrainedModel, decoder: nn.Module, config: AdapterConf
     model.requires_grad_(False)
     inject_adapter_in_model(_peft_config(model, decoder, config), model, adapter_name=ADAPTER_NAME)
     for _, parameter in adapter_parameters(model):
+        # peft gives them the type of their layer, and bfloat16 rounds steps of 1e-5 away.
+        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
         parameter.requires_grad_(True)
 
 

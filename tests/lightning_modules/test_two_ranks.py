@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_modules.policy.adapters import is_adapter
 from lightning_modules.policy.loading import load_policy
 from tests.lightning_modules import two_ranks
 from tests.lightning_modules.module_runs import scalars
@@ -150,6 +151,29 @@ def test_adapters_train_alike_with_themselves_disabled_as_reference(run, strateg
     assert_same_training(whole, alone, steps=4)
     (checkpoint,) = whole.glob("step=2*.ckpt")
     assert_same_training(run(1, *options, f"--resume={checkpoint}"), whole, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        ("fsdp2", ()),
+        pytest.param("ddp", (), marks=pytest.mark.slow),
+        pytest.param("ddp", ("--quantization=nf4",), marks=pytest.mark.slow),
+        pytest.param("fsdp2", ("--quantization=nf4",), marks=pytest.mark.slow),
+        pytest.param("fsdp2", ("--precision=bf16-mixed",), marks=pytest.mark.slow),
+        pytest.param("fsdp2", ("--precision=bf16-true",), marks=pytest.mark.slow),
+        pytest.param("ddp", ("--precision=bf16-true",), marks=pytest.mark.slow),
+    ],
+)
+def test_adapters_on_a_bfloat16_base_are_float32_on_several_ranks(run, strategy, options):
+    folder = run(2, "--steps=2", "--beta=0.5", "--lora", "--dtype=bfloat16", *options, f"--strategy={strategy}")
+    # Sampler and trainer differ by roundings to bfloat16 (eps 0.008), no more.
+    assert max(scalars(folder)["train/logprob_difference/mean"]) < 0.02
+    (path,) = folder.glob("step=2*.ckpt")
+    checkpoint = torch.load(path, weights_only=False)
+    adapters = {value.dtype for name, value in checkpoint["state_dict"].items() if is_adapter(name)}
+    moments = {state["exp_avg"].dtype for state in checkpoint["optimizer_states"][0]["state"].values()}
+    assert adapters == moments == {torch.float32}
 
 
 @pytest.mark.slow

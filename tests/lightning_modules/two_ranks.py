@@ -33,6 +33,7 @@ def parse(arguments):
     parser.add_argument("--sync", type=int, help="reference_sync_steps")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--quantization")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--freeze", nargs="*", default=[])
     parser.add_argument("--resume", help="checkpoint")
     parser.add_argument("--in_file_order", action="store_true")
@@ -51,11 +52,11 @@ def strategy_of(name):
 
 def module_of(given):
     if given.stage == "sft":
-        return sft_module(given.model, freeze=given.freeze)
+        return sft_module(given.model, freeze=given.freeze, dtype=given.dtype)
     settings = LossConfig(beta=given.beta)
     options = {"loss": given.loss, "loss_config": settings, "freeze": given.freeze}
     options |= {"reference_sync_steps": given.sync, "lora": AdapterConfig(r=4) if given.lora else None}
-    options |= {"quantization": given.quantization}
+    options |= {"quantization": given.quantization, "dtype": given.dtype}
     return grpo_module(given.model, micro_batch_groups=1, advantage_scale="batch", **options)
 
 

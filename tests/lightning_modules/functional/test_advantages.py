@@ -52,6 +52,20 @@ def test_equal_rewards_give_zero_and_are_counted():
     assert zero_variance(rewards).tolist() == [True, False]
 
 
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_equal_rewards_give_zero_whatever_rounding_does_to_their_mean(scale):
+    # The float32 mean of seven times 0.1 is not 0.1, and the group's std is of the same size as the difference.
+    rewards = (torch.arange(1, 1001) / 1000).repeat_interleave(7).view(1000, 7)
+    assert (rewards.mean(dim=1) != rewards[:, 0]).sum() > 100
+    assert torch.equal(group_relative_advantages(rewards, scale), torch.zeros(1000, 7))
+
+
+def test_a_reward_that_is_not_a_number_is_no_zero_variance():
+    rewards = torch.tensor([[float("nan"), float("nan")], [1.0, 1.0]])
+    assert zero_variance(rewards).tolist() == [False, True]
+    assert group_relative_advantages(rewards)[0].isnan().all()
+
+
 def test_one_completion_per_group_is_refused():
     with pytest.raises(ValueError, match="G >= 2"):
         group_relative_advantages(torch.ones(3, 1))

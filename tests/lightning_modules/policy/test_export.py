@@ -28,8 +28,9 @@ def with_adapters(folder, **options):
     """A policy whose adapters do something."""
     policy = load_policy(str(folder), lora=LORA, **options)
     generator = torch.Generator().manual_seed(0)
-    for _, parameter in adapter_parameters(policy.model):
-        parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    with torch.no_grad():
+        for _, parameter in adapter_parameters(policy.model):  # in place: of the type that loading gave them
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     return policy
 
 
