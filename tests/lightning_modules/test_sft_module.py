@@ -30,7 +30,7 @@ def test_validation_answers_are_drawn_and_training_draws_none(tiny_folder, mixed
     trainer(tmp_path, max_epochs=2, callbacks=callbacks).fit(sft_module(tiny_folder), data)
     events = EventAccumulator(str(tmp_path / "logs"))
     events.Reload()
-    assert set(events.Tags()["images"]) == {"validation/rollouts/0", "validation/rollouts/1"}
+    assert set(events.Tags()["images"]) == {"val/rollouts/0", "val/rollouts/1"}
 
 
 def test_the_loss_is_that_of_the_labeled_tokens(tiny_folder, mixed_data, tmp_path):

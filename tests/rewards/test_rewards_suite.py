@@ -177,7 +177,7 @@ def test_failure_inside_a_reward_names_the_reward_and_the_record(make_group):
 
 
 def test_bad_gold_answer_is_reported_with_its_record(make_group):
-    with pytest.raises(RewardError, match="'accuracy' failed on problem_id b: ValueError: The solution"):
+    with pytest.raises(RewardError, match="'accuracy' failed on problem_id b: UserError: The solution"):
         RewardSuite([AccuracyReward()]).score([make_group("A"), make_group("A", gold="", record_id="b")])
 
 

@@ -283,7 +283,7 @@ def test_frames_of_unclear_scale_are_refused(frames, message):
 def test_refused_frames_name_their_record_only(siglip, group):
     odd = replace(group([think("It asks. red")], record_id="13"), frames=torch.rand(1, 3, 8, 8))
     suite = RewardSuite([SemanticReward(model_name_or_path=siglip, gate=None)])
-    with pytest.raises(RewardError, match=r"'semantic' failed on problem_id 13: ValueError: frames are torch\.float32"):
+    with pytest.raises(RewardError, match=r"'semantic' failed on problem_id 13: UserError: frames are torch\.float32"):
         suite.score([group([think("It asks. red")]), odd])
 
 
