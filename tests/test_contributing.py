@@ -111,4 +111,4 @@ def test_a_run_uses_all_of_them(extended, tiny_folder, mixed_data, tmp_path):
 
 
 def test_their_imports_stand_on_the_right_floors(extended):
-    python(extended, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_import_floors.py", "-k", "not sixteen")
+    python(extended, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_import_floors.py")

@@ -128,7 +128,7 @@ def choose(examples: Sequence[Example], limit: int) -> list[Example]:
 
     def category(example: Example) -> tuple[Hashable, str | None]:
         item = example.prediction
-        fields = next(iter(BENCHMARKS[item.benchmark].breakdowns.values()))
+        fields = next(iter(BENCHMARKS[item.benchmark].breakdowns.values()), ())
         return kind(example), next((item.categories[field] for field in fields if field in item.categories), None)
 
     return sorted(_dealt(_dealt(examples, category), kind)[:limit], key=lambda example: example.prediction.index)

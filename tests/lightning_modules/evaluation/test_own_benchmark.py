@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -20,8 +21,9 @@ def clean_environment(monkeypatch):
         monkeypatch.setenv(name, "0")  # restored after the test, whatever Lightning wrote there
 
 
-def test_from_the_annotation_to_the_report(tiny_folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(BENCHMARKS, "colors", COLORS)  # the one line
+@pytest.mark.parametrize("breakdowns", [COLORS.breakdowns, {}])
+def test_from_the_annotation_to_the_report(tiny_folder, tmp_path, monkeypatch, capsys, breakdowns):
+    monkeypatch.setitem(BENCHMARKS, "colors", replace(COLORS, breakdowns=breakdowns))  # the one line
 
     annotation, data_file = tmp_path / "annotation.jsonl", tmp_path / "eval_colors.json"
     annotation.write_text("".join(json.dumps(row) + "\n" for row in COLORS.example[""]))
@@ -50,18 +52,17 @@ def test_from_the_annotation_to_the_report(tiny_folder, tmp_path, monkeypatch, c
 
     predictions = read_predictions(tmp_path / "run" / "predictions.jsonl")
     assert [(row.problem_id, row.gold, row.categories) for row in predictions] == [
-        ("one", "B", {"level": "easy"}),
-        ("two", "A", {"level": "hard"}),
+        ("one", "B", {"level": "easy"} if breakdowns else {}),
+        ("two", "A", {"level": "hard"} if breakdowns else {}),
     ]
     right = [row.answer == row.gold for row in predictions]
     results = read_results(tmp_path / "run" / "results.json").benchmarks["colors"]
     assert (results.title, results.items, results.full_items, results.notes) == ("Colors", 2, 2, [])
     official = results.scoring_rules["official"]
     assert official.headline == ["colors_accuracy"]
-    assert {name: mean.value for name, mean in official.means.items()} == {
-        "colors_accuracy": 50.0 * sum(right),
-        "level/easy": 100.0 * right[0],
-        "level/hard": 100.0 * right[1],
-    }
+    levels = {"level/easy": 100.0 * right[0], "level/hard": 100.0 * right[1]} if breakdowns else {}
+    means = {name: mean.value for name, mean in official.means.items()}
+    assert means == {"colors_accuracy": 50.0 * sum(right), **levels}
     report = (tmp_path / "run" / "report.md").read_text()
-    assert all(text in report for text in ("Colors", "By level", "easy", COLORS.notes))
+    assert all(text in report for text in ("Colors", COLORS.notes))
+    assert ("By level" in report) == bool(breakdowns)
