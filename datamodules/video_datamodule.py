@@ -224,8 +224,18 @@ class VideoDataModule(L.LightningDataModule):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let the next training loader continue where `state_dict` was taken."""
+        """Let the training loader continue where `state_dict` was taken.
+
+        A strategy that restores checkpoints after its set-up comes here late: the length of the learning-rate schedule
+        has then asked for the loader, whose workers already read the start of the epoch. The trainer drops that loader
+        and asks for another one.
+        """
         self._resume_from = state_dict
+        if self._train_sampler is not None:
+            fit_loop = self.trainer.fit_loop
+            fit_loop.teardown()
+            fit_loop._combined_loader = None  # Lightning asks for a loader where it has none, and has no public way
+            self._train_sampler = None
 
     def _no_checkpoint(self, part: str, error: Exception) -> UserError:
         return UserError(
