@@ -134,14 +134,19 @@ class GRPOModule(PolicyModule):
             self.reference.to("cpu")
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        with unsharded(self.policy):
+        self.guard.watch_prompts(batch.prompts)
+        with self.guard.noting_faults(), unsharded(self.policy):
             with self.timer.phase("rollout"):
                 batch = self.policy.with_frozen_features(batch)
                 groups = self._sample(batch, self._rollout_seeds(batch))
                 shuffled = self._sample_shuffled(batch)
+                self.guard.watch_rollout(groups, shuffled)
             with self.timer.phase("reward"):
                 breakdown = self._score(groups, shuffled)
             groups, breakdown, redrawn = self._redraw(batch, groups, breakdown, shuffled)
+        if not self.guard.allows(self):
+            self._take_empty_steps()
+            return
         advantages = group_relative_advantages(
             breakdown.total, self.advantage_scale, all_rewards=self.all_gather(breakdown.total.to(self.device)).cpu()
         )
@@ -243,11 +248,24 @@ class GRPOModule(PolicyModule):
                 accumulate(totals, metrics, weight=micro.weight)
             totals["grad_norm"] = whole_norm(clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)).item()
             totals["lr"] = optimizer.param_groups[0]["lr"]
+            if not self.guard.allows(self, loss=totals["loss"], grad_norm=totals["grad_norm"], advantages=advantages):
+                optimizer.zero_grad()  # to none at all: a step without gradients changes nothing
             optimizer.step()
             self.lr_schedulers().step()
             if epoch == 0:
                 logged = totals
         return {f"train/{name}": value for name, value in logged.items()}
+
+    def _take_empty_steps(self) -> None:
+        """Pass over a rollout without training on it, in as many steps as it would have taken."""
+        self.optimizers().zero_grad()
+        for _ in range(self.inner_epochs):
+            self.optimizers().step()
+            self.lr_schedulers().step()
+        if self.reference_sync_steps is not None:
+            self._sync_reference(self.reference_sync_steps)
+        self.log_skipped()
+        self.log_seconds(self.timer.end_step(rest="update"))
 
     def _sync_reference(self, every: int) -> None:
         before = self.global_step - self.inner_epochs
@@ -257,6 +275,7 @@ class GRPOModule(PolicyModule):
     def _log_step(self, metrics: dict[str, float], tokens: int) -> None:
         seconds = self.timer.end_step(rest="update")
         self.log_dict(metrics, sync_dist=True)
+        self.log_skipped()
         self.log_seconds(seconds)
         self.log("train/tokens_per_second", tokens * self.trainer.world_size / seconds["step"])
         self.log("reward", metrics["train/reward/mean"], prog_bar=True, logger=False, sync_dist=True)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.distributed.fsdp import FSDPModule
 
@@ -27,6 +28,8 @@ from lightning_modules.rollouts.scoring import answer_sample, scored_answer
 from lightning_modules.rollouts.transformers_engine import TransformersEngine
 from lightning_modules.rollouts.types import RolloutEngine, RolloutGroup, SamplingConfig
 from lightning_modules.training.answer_metrics import AnswerMetrics
+from lightning_modules.training.failure_notes import FailureNotes
+from lightning_modules.training.nonfinite import SKIPPED_KEY, GuardConfig, NonFiniteGuard
 from lightning_modules.training.optim import OptimizerConfig, build_optimizer, build_scheduler
 from lightning_modules.training.phase_timer import PhaseTimer
 from lightning_modules.training.precision import rounding_note, weights_dtype
@@ -53,6 +56,7 @@ class PolicyModule(L.LightningModule):
         evaluation: decoding for validate, test and predict.
         engine: what draws completions: a class of `RolloutEngine`, with its settings.
         seed: root of all sampling seeds.
+        guard: what happens to a step whose loss, gradient norm or rewards are not finite.
     """
 
     train_format: ClassVar[TrainFormat | None] = None
@@ -74,6 +78,7 @@ class PolicyModule(L.LightningModule):
         evaluation: SamplingConfig = EVALUATION_SAMPLING,
         engine: Callable[[Policy], RolloutEngine] = TransformersEngine,
         seed: int = 0,
+        guard: GuardConfig = GuardConfig(),  # noqa: B008 - likewise
     ) -> None:
         super().__init__()
         self.model_name_or_path = model_name_or_path
@@ -94,6 +99,7 @@ class PolicyModule(L.LightningModule):
         self.last_rollouts: RolloutSample | None = None
         self.answer_metrics = AnswerMetrics()
         self.timer = PhaseTimer()
+        self.guard = NonFiniteGuard(guard)
 
     def setup(self, stage: str) -> None:
         given = getattr(self.trainer.datamodule, "train_format", self.train_format)
@@ -107,6 +113,9 @@ class PolicyModule(L.LightningModule):
         if self.policy is None:
             self.policy = self.sharded(self.load_policy())
             self.engine = self.make_engine(self.policy)
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [FailureNotes()]
 
     def sharded(self, policy: Policy) -> Policy:
         """The policy, sharded in place where the trainer's strategy shards."""
@@ -162,10 +171,12 @@ class PolicyModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[SKIPPED_KEY] = self.guard.skipped
         if self.lora is not None:
             adapters.drop_base_from_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.guard.skipped = checkpoint.get(SKIPPED_KEY, 0)  # a run from before the guard has skipped none
         if self.lora is not None:
             adapters.check_checkpoint(checkpoint, self.policy.model)
 
@@ -192,6 +203,11 @@ class PolicyModule(L.LightningModule):
         weights = gathered(self.policy.model.state_dict()) if isinstance(self.policy, FSDPModule) else None
         if self.global_rank == 0:
             write_pretrained(self.policy, path, weights)
+
+    def log_skipped(self) -> None:
+        """Log how many steps the run has skipped, where it may skip any."""
+        if self.guard.config.on_nonfinite == "skip":
+            self.log("train/skipped_steps", float(self.guard.skipped))
 
     def log_seconds(self, seconds: dict[str, float]) -> None:
         """Log the seconds per phase of rank 0 and, of several ranks, those of the slowest in each phase."""

@@ -32,11 +32,16 @@ class SFTModule(PolicyModule):
     def training_step(self, batch: SFTBatch, batch_idx: int) -> Tensor:
         statistics = self.policy.target_statistics(batch)
         self.token_metrics.update(statistics)
-        return -statistics.logprobs.sum() / self._tokens_per_rank(statistics.logprobs)
+        loss = -statistics.logprobs.sum() / self._tokens_per_rank(statistics.logprobs)
+        self.guard.watch_sft(loss, batch)
+        return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
-        self.log("train/grad_norm", whole_norm(torch.nn.utils.get_total_norm(gradients)))
+        norm = whole_norm(torch.nn.utils.get_total_norm(gradients))
+        self.log("train/grad_norm", norm)
+        if not self.guard.allows(self, grad_norm=norm.item()):
+            optimizer.zero_grad()  # to none at all: the optimizer then leaves weights and its own state as they are
 
     def on_train_batch_end(self, outputs: Any, batch: SFTBatch, batch_idx: int) -> None:
         seconds = self.timer.end_step(rest="update")
@@ -45,6 +50,7 @@ class SFTModule(PolicyModule):
         self.log("train/loss", values.pop("loss"), prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in values.items()})
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])
+        self.log_skipped()
         self.log_seconds(seconds)
         tokens = self.all_gather(batch.attention_mask.sum()).sum()
         self.log("train/tokens_per_second", tokens / seconds["step"])

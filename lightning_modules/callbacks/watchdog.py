@@ -14,7 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from datamodules.types import PromptBatch, SFTBatch
+from lightning_modules.training.failure_notes import records_of
 from lightning_modules.training.phase_timer import PhaseTimer
 from rewards.errors import UserError
 
@@ -167,15 +167,6 @@ class Watchdog(Callback):
     def _stop(self) -> None:
         self._stopped.set()
         faulthandler.cancel_dump_traceback_later()
-
-
-def records_of(batch: Any) -> tuple[str, ...]:
-    """File, line and problem_id of the records in a batch of this project; of another one, its type."""
-    if isinstance(batch, PromptBatch):
-        return tuple(prompt.record.where for prompt in batch.prompts)
-    if isinstance(batch, SFTBatch):
-        return tuple(record.where for record in batch.records)
-    return (f"those of a {type(batch).__name__}",)
 
 
 def _say(message: str) -> None:

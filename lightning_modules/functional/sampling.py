@@ -60,9 +60,11 @@ def inverse_cdf_sample(logprobs: Tensor, uniforms: Tensor) -> Tensor:
         uniforms: float64 [S] in [0, 1).
 
     Returns:
-        int64 [S]; never a token of probability 0.
+        int64 [S]; never a token of probability 0. Where log-probabilities are not numbers, the last token.
     """
     cumulative = logprobs.double().exp().cumsum(dim=-1)
     # The sum is 1 only up to rounding; scaling the draw keeps it below the last entry.
     thresholds = uniforms.double()[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, thresholds, right=True).squeeze(1)
+    tokens = torch.searchsorted(cumulative, thresholds, right=True).squeeze(1)
+    # Nothing exceeds a threshold that is not a number. An index beyond the vocabulary would end a CUDA process.
+    return tokens.clamp(max=logprobs.shape[1] - 1)

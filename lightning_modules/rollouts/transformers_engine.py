@@ -14,7 +14,13 @@ from torch import Tensor
 from datamodules.types import PromptBatch
 from lightning_modules.functional.sampling import filtered_logprobs, inverse_cdf_sample
 from lightning_modules.policy.policy import Policy
-from lightning_modules.rollouts.types import Completion, RolloutEngine, RolloutGroup, SamplingConfig
+from lightning_modules.rollouts.types import (
+    Completion,
+    NonFiniteLogitsError,
+    RolloutEngine,
+    RolloutGroup,
+    SamplingConfig,
+)
 from rewards.errors import UserError
 
 CUDA_SYNC_INTERVAL = 16
@@ -128,6 +134,11 @@ class TransformersEngine(RolloutEngine):
         is_eos = torch.isin(tokens, torch.tensor(self.eos_token_ids))
         truncated = ~is_eos.any(dim=1)
         lengths = torch.where(truncated, tokens.shape[1], is_eos.int().argmax(dim=1) + 1).tolist()
+        rows = zip(policy, lengths, strict=True)
+        broken = sorted({i // group_size for i, (row, n) in enumerate(rows) if not row[:n].isfinite().all()})
+        if broken:  # looked at here, where the GPU has been waited for anyway
+            where = ", ".join(batch.prompts[index].record.where for index in broken)
+            raise NonFiniteLogitsError(f"The policy's logits are not finite for {where}, so nothing can be sampled.")
         texts = self.policy.tokenizer.batch_decode(
             [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)],
             skip_special_tokens=True,

@@ -15,6 +15,10 @@ from datamodules.types import EncodedPrompt, PromptBatch
 from rewards.errors import UserError
 
 
+class NonFiniteLogitsError(UserError):
+    """The policy gave logits that are not finite, so nothing can be sampled; the message names the records."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """How completions are drawn."""
@@ -83,6 +87,9 @@ class RolloutEngine(ABC):
             config: the sampling distribution.
             group_size: G.
             seeds: B integers; the same seed and prompt give the same group whatever else is in the batch.
+
+        Raises:
+            NonFiniteLogitsError: a log-probability of a completion is not finite.
         """
 
     @abstractmethod

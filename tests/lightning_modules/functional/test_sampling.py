@@ -73,3 +73,8 @@ def test_inverse_cdf_frequencies():
     for token, probability in enumerate([0.5, 0.2, 0.25, 0.05]):
         deviation = math.sqrt(probability * (1 - probability) / 20_000)
         assert abs((tokens == token).double().mean().item() - probability) < 4 * deviation
+
+
+def test_logprobs_that_are_no_numbers_give_a_token_of_the_vocabulary():
+    logprobs = torch.tensor([[0.5, 0.5], [math.nan, math.nan]]).log()
+    assert inverse_cdf_sample(logprobs, torch.tensor([0.6, 0.6], dtype=torch.float64)).tolist() == [1, 1]
