@@ -36,6 +36,7 @@ class PromptCollator:
         rows = [prompt.input_ids for prompt in prompts]
         return PromptBatch(
             prompts=list(prompts),
+            bad_records=[bad for prompt in prompts for bad in prompt.replaces],
             input_ids=_padded(rows, self.pad_token_id, side="left"),
             attention_mask=_padded([torch.ones_like(row) for row in rows], 0, side="left"),
             vision=join_vision([prompt.vision for prompt in prompts]),
@@ -56,6 +57,7 @@ class SFTCollator:
         ]
         return SFTBatch(
             records=[sample.prompt.record for sample in samples],
+            bad_records=[bad for sample in samples for bad in sample.prompt.replaces],
             input_ids=_padded(rows, self.pad_token_id, side="right"),
             attention_mask=_padded([torch.ones_like(row) for row in rows], 0, side="right"),
             labels=_padded(labels, IGNORED_LABEL, side="right"),

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamodules.records import media_path
 from datamodules.types import VideoRecord
 from datamodules.video.frame_sampling import FrameConfig
 from datamodules.video.time_range import time_range
-from datamodules.video.types import VideoClip, VideoReadError
-from datamodules.video.video_reader import ReaderName, read_image, read_video
+from datamodules.video.types import MediaConfig, ReaderName, VideoClip, VideoReadError
+from datamodules.video.video_reader import read_image, read_video
 from rewards.errors import UserError
 
 
 def read_media(
-    record: VideoRecord, data_root: str | Path, config: FrameConfig, *, reader: ReaderName = "pyav"
+    record: VideoRecord,
+    data_root: str | Path,
+    config: FrameConfig,
+    *,
+    reader: ReaderName = "pyav",
+    media: MediaConfig = MediaConfig(),  # noqa: B008 - frozen
 ) -> VideoClip | None:
     """Decode and resize the frames of a video or the image of a record; None for a text-only record.
 
@@ -22,17 +26,17 @@ def read_media(
 
     Raises:
         VideoReadError: the file cannot be read; the message begins with the record's place.
-        TimeRangeError: the record's `start` or `end` lies beyond the end of the video; the message as above.
-        UserError: the file is missing, its path leaves the data root, or `start` and `end` are no range of seconds.
+        MediaPathError: the file is missing, is no regular file, or its path leaves the data root; likewise.
+        TimeRangeError: the record's `start` or `end` lies beyond the end of the video; likewise.
+        UserError: `start` and `end` are no range of seconds.
     """
     if record.data_type == "text":
         return None
-    path = media_path(record, data_root)
     times = record_times(record)
     try:
         if record.data_type == "image":
-            return read_image(path, config)
-        return read_video(path, config, reader=reader, **times)
+            return read_image(record.path, config, media=media, root=data_root)
+        return read_video(record.path, config, reader, media=media, root=data_root, **times)
     except VideoReadError as error:
         raise type(error)(f"{record.where}: {error}") from error
 

@@ -8,13 +8,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
 from datamodules.types import DataType, VideoRecord
+from datamodules.video.types import printable
 from rewards.answer_format import parse_response, wrap_answer, wrap_think
 from rewards.errors import UserError
 from rewards.types import ProblemType
@@ -23,6 +26,9 @@ _KNOWN_FIELDS = frozenset(item.name for item in fields(VideoRecord)) - {"extra",
 _DATA_TYPES = get_args(DataType)
 _PROBLEM_TYPES = tuple(item.value for item in ProblemType)
 _BYTE_ORDER_MARK = "\ufeff"
+_HALF_SURROGATE = re.compile("[\ud800-\udfff]")
+MAX_DEPTH = 32
+"""Levels of lists and objects within a record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +46,8 @@ class RecordProblem:
     @property
     def where(self) -> str:
         """`file:line (problem_id ...)`, as `VideoRecord.where`."""
-        return f"{self.file}:{self.line} (problem_id {'unknown' if self.problem_id is None else self.problem_id})"
+        name = "unknown" if self.problem_id is None else self.problem_id
+        return printable(f"{self.file}:{self.line} (problem_id {name})")
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}"
@@ -50,7 +57,7 @@ def parse_record(raw: bytes, *, file: Path, line: int, require_process: bool) ->
     """Validate the JSON text of one record, UTF-8; the other arguments as `check_record`."""
     try:
         data = json.loads(raw.decode("utf-8").removeprefix(_BYTE_ORDER_MARK))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         message = f"not valid JSON in UTF-8: {error}. Write one record per line, or one JSON list of records."
         return RecordProblem(file=file, line=line, problem_id=None, message=message)
     return check_record(data, file=file, line=line, require_process=require_process)
@@ -70,6 +77,7 @@ def check_record(data: Any, *, file: Path, line: int, require_process: bool) -> 
         if not isinstance(data, dict):
             raise UserError(f"a record is an object {{...}}; given {type(data).__name__}: {str(data)[:60]!r}.")
         problem_id = _problem_id(data)
+        _check_plain(data, "the record", 0)
         return VideoRecord(problem_id=problem_id, file=file, line=line, **_validated_fields(data, require_process))
     except ValueError as error:
         return RecordProblem(file=file, line=line, problem_id=problem_id, message=str(error))
@@ -99,6 +107,25 @@ def _validated_fields(data: Mapping[str, Any], require_process: bool) -> dict[st
         "data_source": _optional_text(data, "data_source"),
         "extra": {name: value for name, value in data.items() if name not in _KNOWN_FIELDS},
     }
+
+
+def _check_plain(value: Any, name: str, depth: int) -> None:
+    """Refuse what JSON cannot carry back, or what tokenizers and logs stumble over much later."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{name} is nested more than {MAX_DEPTH} levels deep. Flatten the field or remove it.")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_plain(key, f"the name {key!r}", depth)
+            _check_plain(item, key if depth == 0 else f"{name}.{key}", depth + 1)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            _check_plain(item, f"{name}[{number}]", depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} is {value}, which JSON cannot hold. Write null or a number.")
+    elif isinstance(value, str) and (half := _HALF_SURROGATE.search(value)):
+        raise ValueError(
+            f"{name} holds {half[0]!r}, half of a character, which no text file can hold. Correct its encoding."
+        )
 
 
 def _given(data: Mapping[str, Any], name: str) -> str:

@@ -24,6 +24,8 @@ import numpy as np
 
 from datamodules.record_schema import RecordProblem, check_record, parse_record
 from datamodules.types import VideoRecord
+from datamodules.video.media_place import media_place
+from datamodules.video.types import MediaPathError
 from rewards.errors import UserError
 
 SHOWN_PROBLEMS = 20
@@ -155,23 +157,14 @@ def media_path(record: VideoRecord, data_root: str | Path) -> Path:
     """The record's media file below the data root, with symbolic links resolved.
 
     Raises:
-        UserError: the record has no media, the file is missing, or a link leads out of the data root.
+        UserError: the record has no media, the file is missing, or a link leads out of the data root or in a circle.
     """
     if record.path is None:
         raise UserError(f"{record.where}: a text record has no media file.")
-    root = Path(data_root).resolve()
-    path = (root / record.path).resolve()
-    if not path.is_relative_to(root):
-        raise UserError(
-            f"{record.where}: path {record.path!r} leads through a symbolic link to {path}, outside the data root "
-            f"{root}. Media must lie below the data root: move them there, or set data_root to a folder above both."
-        )
-    if not path.is_file():
-        raise UserError(
-            f"{record.where}: media file {path} does not exist (path {record.path!r}, data root {root}). "
-            "Set data_root to the folder that the paths are relative to, or fetch the missing file."
-        )
-    return path
+    try:
+        return media_place(record.path, data_root)
+    except MediaPathError as error:
+        raise MediaPathError(f"{record.where}: {error}") from error
 
 
 def _scan_with_places(path: Path, require_process: bool) -> Iterator[tuple[Place, VideoRecord | RecordProblem]]:
@@ -220,7 +213,7 @@ def _list_elements(path: Path, require_process: bool) -> Iterator[tuple[Place, V
             number, offset, previous, start = number + 1, offset + size, end, _after_space(text, end)
         if _after_space(text, start + 1) < len(text):
             raise json.JSONDecodeError("Extra data", text, start + 1)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         message = f"not valid JSON in UTF-8: {error}. Correct it; the rest of the file was not read."
         yield (number, offset, 0), RecordProblem(file=path, line=number, problem_id=None, message=message)
 

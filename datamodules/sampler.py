@@ -7,6 +7,7 @@ ranks thus takes the next `batch_size * world_size` records of that order, and o
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from rewards.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 def sample_seed(seed: int, epoch: int, key: str | int, member: int = 0) -> int:
@@ -132,15 +135,29 @@ class ResumableSampler(Sampler[int]):
             "shuffle": self.shuffle,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, may_lack: int = 0) -> None:
         """Continue where `state` was taken, on any number of ranks.
 
         With another global batch than before, the epoch's remaining records are still visited once each, and its
         length counts the batches that were trained on.
 
+        Args:
+            state: from `state_dict`.
+            may_lack: so many records may be gone since, because they were bad. The rest has another order then: some
+                records of this epoch come again and others are left out, which is said in a warning.
+
         Raises:
             UserError: the state belongs to another number of records, seed or order.
         """
+        lacking = state["num_records"] - self.num_records
+        if 0 < lacking <= may_lack:
+            _log.warning(
+                "The data has %d records, %d fewer than in the checkpoint. The rest of this epoch is drawn from "
+                "another order: some records come again and others are left out.",
+                self.num_records,
+                lacking,
+            )
+            state = {**state, "num_records": self.num_records}
         for name in ("num_records", "seed", "shuffle"):
             if state[name] != getattr(self, name):
                 raise UserError(

@@ -14,9 +14,22 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from datamodules.video.types import printable
 from rewards.types import ProblemType
 
 DataType = Literal["video", "image", "text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadRecord:
+    """A record that could not be used, and in whose place another one was taken."""
+
+    file: str
+    line: int
+    problem_id: str
+    path: str | None
+    """Its media, relative to the data root."""
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +58,7 @@ class VideoRecord:
     @property
     def where(self) -> str:
         """`file:line (problem_id ...)`, the prefix of every error about this record."""
-        return f"{self.file}:{self.line} (problem_id {self.problem_id})"
+        return printable(f"{self.file}:{self.line} (problem_id {self.problem_id})")
 
 
 class Movable:
@@ -93,6 +106,8 @@ class EncodedPrompt:
     """None for a text-only record."""
     frames: Tensor | None
     """The clip's frames, uint8 [F, 3, H, W], for rewards and pictures; None for a text-only record."""
+    replaces: tuple[BadRecord, ...] = ()
+    """Records that were tried before this one."""
 
 
 @dataclass(kw_only=True)
@@ -100,6 +115,8 @@ class PromptBatch(Movable):
     """B prompts, left-padded to the longest."""
 
     prompts: list[EncodedPrompt]
+    bad_records: list[BadRecord] = field(default_factory=list)
+    """Records that were to be in this batch."""
     input_ids: Tensor
     """int64 [B, P]."""
     attention_mask: Tensor
@@ -149,6 +166,8 @@ class SFTBatch(Movable):
     """B prompts with their targets, right-padded: causal attention alone then hides the padding."""
 
     records: list[VideoRecord]
+    bad_records: list[BadRecord] = field(default_factory=list)
+    """Records that were to be in this batch."""
     input_ids: Tensor
     """int64 [B, L]."""
     attention_mask: Tensor

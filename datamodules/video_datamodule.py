@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.bad_media import (
+    FILE_NAME,
+    MAX_SUBSTITUTES,
+    NO_FAULT_OF_THE_RECORD,
+    BadMediaLog,
+    BadRecordError,
+    OnBadMedia,
+    bad_record,
+    substitutes,
+)
 from datamodules.collate import PromptCollator, SFTCollator, SFTSample
 from datamodules.encoding import PromptEncoder, media_token_id
 from datamodules.media import read_media
 from datamodules.prompts import PromptTemplate
 from datamodules.records import RecordSet, open_records
 from datamodules.sampler import ResumableSampler
-from datamodules.types import EncodedPrompt, VideoRecord
+from datamodules.types import BadRecord, EncodedPrompt, PromptBatch, SFTBatch, VideoRecord
+from datamodules.video.decoding import READERS
 from datamodules.video.frame_sampling import EVAL, TRAIN, FrameConfig
-from datamodules.video.video_reader import READERS, ReaderName
+from datamodules.video.types import MediaConfig, ReaderName
 from rewards.errors import UserError
 
 TrainFormat = Literal["sft", "prompts"]
@@ -32,16 +45,53 @@ class EncodedRecords(Dataset):
     config: FrameConfig
     """Frames and pixels."""
     reader: ReaderName
+    media: MediaConfig
     with_targets: bool
     """Give `SFTSample`s."""
+    on_bad_media: OnBadMedia
+    known_bad: dict[int, BadRecord] = field(default_factory=dict)
+    """What this process found bad before: it is not read again, since that may take minutes."""
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> EncodedPrompt | SFTSample:
+        """Record `index`, or with "quarantine" the first of its substitutes that can be used.
+
+        Raises:
+            BadRecordError: the record cannot be used, or its substitutes cannot.
+            ImportError, ReaderStartError: the reader is not installed or does not start.
+        """
+        if self.on_bad_media == "raise":
+            try:
+                return self.encoded(index)
+            except ValueError as error:
+                record = self.records[index]
+                raise BadRecordError(f"{record.where}: {bad_record(record, error).reason}") from error
+            except Exception as error:
+                error.add_note(f"The record: {self.records[index].where}")
+                raise
+        bad: list[BadRecord] = []
+        for place in islice(chain([index], substitutes(self.records, index)), MAX_SUBSTITUTES):
+            if place not in self.known_bad:
+                try:
+                    return self.encoded(place, replaces=tuple(bad))
+                except NO_FAULT_OF_THE_RECORD:
+                    raise
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is this record's
+                    self.known_bad[place] = bad_record(self.records[place], error)
+            bad.append(self.known_bad[place])
         record = self.records[index]
-        clip = read_media(record, self.records.data_root, self.config, reader=self.reader)
-        prompt = self.encoder.encode_prompt(record, clip)
+        raise BadRecordError(
+            f"{record.where}: {bad[0].reason} No other {record.data_type} record can take its place: "
+            f"{len(bad) - 1} were tried and cannot be used either."
+        )
+
+    def encoded(self, index: int, replaces: tuple[BadRecord, ...] = ()) -> EncodedPrompt | SFTSample:
+        """Record `index` itself; any exception of reading or encoding it comes out."""
+        record = self.records[index]
+        clip = read_media(record, self.records.data_root, self.config, reader=self.reader, media=self.media)
+        prompt = replace(self.encoder.encode_prompt(record, clip), replaces=replaces)
         if not self.with_targets:
             return prompt
         return SFTSample(prompt=prompt, target_ids=self.encoder.encode_target(record))
@@ -62,6 +112,10 @@ class VideoDataModule(L.LightningDataModule):
         train_frames: frames and pixels in fit.
         eval_frames: frames and pixels in validate, test and predict.
         reader: video back end: pyav, decord or torchcodec.
+        media: time limit, strictness and bounds of reading a file.
+        on_bad_media: "raise" ends the run at a record that cannot be used, "quarantine" takes another one of the same
+            data type in its place and lists it in bad_media.jsonl in the trainer's default_root_dir.
+        max_bad_fraction: with "quarantine", more bad records than this fraction of those drawn end the run.
         seconds_per_patch: seconds of video per temporal patch for the rotary positions; null takes the real value.
         max_prompt_tokens: a longer prompt is an error; prompts are never cut.
         batch_size: records per rank and step in fit.
@@ -84,6 +138,9 @@ class VideoDataModule(L.LightningDataModule):
         train_frames: FrameConfig = TRAIN,
         eval_frames: FrameConfig = EVAL,
         reader: ReaderName = "pyav",
+        media: MediaConfig = MediaConfig(),  # noqa: B008 - frozen, and its fields show in --help
+        on_bad_media: OnBadMedia = "raise",
+        max_bad_fraction: float = 0.05,
         seconds_per_patch: float | None = None,
         max_prompt_tokens: int = 16384,
         batch_size: int = 1,
@@ -98,6 +155,8 @@ class VideoDataModule(L.LightningDataModule):
                 raise UserError(f"data.{name} is {value}; it must be >= 1.")
         if reader not in READERS:
             raise UserError(f"data.reader is {reader!r}; allowed are {', '.join(map(repr, READERS))}.")
+        if not 0 <= max_bad_fraction < 1:
+            raise UserError(f"data.max_bad_fraction is {max_bad_fraction}; it must be at least 0 and less than 1.")
         self.model_name_or_path = model_name_or_path
         self.data_root = data_root
         self.files = {"fit": train_files, "validate": val_files, "test": test_files, "predict": predict_files}
@@ -106,6 +165,9 @@ class VideoDataModule(L.LightningDataModule):
         self.train_frames = train_frames
         self.eval_frames = eval_frames
         self.reader: ReaderName = reader
+        self.media = media
+        self.on_bad_media: OnBadMedia = on_bad_media
+        self.max_bad_fraction = max_bad_fraction
         self.seconds_per_patch = seconds_per_patch
         self.max_prompt_tokens = max_prompt_tokens
         self.batch_size = batch_size
@@ -117,6 +179,7 @@ class VideoDataModule(L.LightningDataModule):
         self.tokenizer: Any = None
         self._train_sampler: ResumableSampler | None = None
         self._resume_from: dict[str, Any] | None = None
+        self._bad_media: BadMediaLog | None = None
 
     def load_tokenizer(self) -> None:
         """Load the checkpoint's tokenizer, once.
@@ -200,7 +263,8 @@ class VideoDataModule(L.LightningDataModule):
         dataset = self._dataset("fit", self.train_frames, with_targets=sft)
         sampler = self._sampler(dataset, self.batch_size, shuffle=self.shuffle, drop_last=True)
         if self._resume_from is not None:
-            sampler.load_state_dict(self._resume_from)
+            may_lack = self.max_bad_fraction * len(dataset) if self.on_bad_media == "quarantine" else 0
+            sampler.load_state_dict(self._resume_from, may_lack=int(may_lack))
             self._resume_from = None
         self._train_sampler = sampler
         return self._loader(dataset, sampler, SFTCollator if sft else PromptCollator)
@@ -237,6 +301,26 @@ class VideoDataModule(L.LightningDataModule):
             fit_loop._combined_loader = None  # Lightning asks for a loader where it has none, and has no public way
             self._train_sampler = None
 
+    def note_bad_records(self, batch: PromptBatch | SFTBatch) -> None:
+        """List and count the records in whose place others stand in `batch`, for `on_bad_media: quarantine`.
+
+        Raises:
+            UserError: there are too many of them.
+        """
+        if self.on_bad_media == "raise":
+            return
+        if self._bad_media is None:
+            folder = Path(self.trainer.default_root_dir)
+            self._bad_media = BadMediaLog(
+                None if self.trainer.fast_dev_run else folder / FILE_NAME,
+                num_records=max(map(len, self.records.values())),
+                max_fraction=self.max_bad_fraction,
+            )
+        self._bad_media.note(len(batch), batch.bad_records)
+        if self.trainer.is_global_zero and (total := self._bad_media.grown()) is not None:
+            for logger in self.trainer.loggers:
+                logger.log_metrics({"data/bad_records": total}, step=self.trainer.global_step)
+
     def _no_checkpoint(self, part: str, error: Exception) -> UserError:
         return UserError(
             f"model_name_or_path is {self.model_name_or_path!r}, where no {part} was found. Give the folder or the "
@@ -262,7 +346,9 @@ class VideoDataModule(L.LightningDataModule):
             encoder=encoder,
             config=config,
             reader=self.reader,
+            media=self.media,
             with_targets=with_targets,
+            on_bad_media=self.on_bad_media,
         )
 
     def _eval_loader(self, stage: str) -> DataLoader:

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from datamodules.sampler import sample_seed
 from datamodules.types import PromptBatch, SFTBatch
-from datamodules.video_datamodule import TrainFormat
+from datamodules.video_datamodule import TrainFormat, VideoDataModule
 from lightning_modules.policy import adapters
 from lightning_modules.policy.adapters import AdapterConfig, Quantization
 from lightning_modules.policy.export import write_pretrained
@@ -144,7 +144,11 @@ class PolicyModule(L.LightningModule):
         rank_zero_info(f"Parameters:\n{trainable_table(self.policy)}")
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return self.policy.with_positions(batch) if isinstance(batch, PromptBatch | SFTBatch) else batch
+        if not isinstance(batch, PromptBatch | SFTBatch):
+            return batch
+        if self._trainer is not None and isinstance(self.trainer.datamodule, VideoDataModule):
+            self.trainer.datamodule.note_bad_records(batch)
+        return self.policy.with_positions(batch)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.timer.begin_step()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 
-_RESPONSE = re.compile(rf"{THINK_OPEN}.*?{THINK_CLOSE}\s*{ANSWER_OPEN}.*?{ANSWER_CLOSE}", re.DOTALL)
+_MIDDLE = re.compile(rf"{THINK_CLOSE}\s*{ANSWER_OPEN}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ def parse_response(completion: str) -> ParsedResponse:
     return ParsedResponse(
         think=_first_element(completion, THINK_OPEN, THINK_CLOSE),
         answer=_first_element(completion, ANSWER_OPEN, ANSWER_CLOSE),
-        well_formed=_RESPONSE.fullmatch(completion) is not None,
+        well_formed=_is_well_formed(completion),
     )
 
 
@@ -44,6 +44,13 @@ def wrap_think(text: str) -> str:
 def wrap_answer(text: str) -> str:
     """`text` between answer tags, as in a record's `solution`."""
     return f"{ANSWER_OPEN}{text}{ANSWER_CLOSE}"
+
+
+def _is_well_formed(text: str) -> bool:
+    # One pattern for the whole text would take quadratic time where the tags in its middle repeat.
+    if not (text.startswith(THINK_OPEN) and text.endswith(ANSWER_CLOSE)):
+        return False
+    return _MIDDLE.search(text, len(THINK_OPEN), len(text) - len(ANSWER_CLOSE)) is not None
 
 
 def _first_element(text: str, opening: str, closing: str) -> str | None:

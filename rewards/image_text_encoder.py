@@ -8,19 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from rewards.errors import UserError
+from rewards.types import EncoderDtype
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
     from transformers.processing_utils import ProcessorMixin
 
-EncoderDtype = Literal["float32", "bfloat16", "float16"]
 MODEL_TYPES = ("siglip", "siglip2")
 """`model_type` of the supported checkpoints; that of SigLIP2 with fixed resolution is "siglip"."""
 

@@ -8,17 +8,15 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
-
-import torch
-from torch import Tensor
-from torch.nn.functional import normalize
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rewards.answer_format import parse_response
 from rewards.base import Reward
 from rewards.errors import UserError
-from rewards.image_text_encoder import EncoderDtype, ImageTextEncoder
-from rewards.types import RewardInput
+from rewards.types import EncoderDtype, RewardInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Variant = Literal["paper", "code"]
 FULL_STOP = "."
@@ -54,6 +52,8 @@ def as_bytes(frames: Tensor) -> Tensor:
         UserError: another shape, dtype or scale. Fractions between 0 and 1 are refused rather than multiplied by 255,
             because a wrong guess would show the encoder other colors.
     """
+    import torch
+
     if frames.ndim != 4 or frames.shape[1] != 3 or frames.numel() == 0:
         raise UserError(f"frames have shape {list(frames.shape)}; they must be [F, 3, H, W], F >= 1.")
     if frames.dtype == torch.uint8:
@@ -129,6 +129,9 @@ class SemanticReward(Reward):
         cache_size: int = 4096,
         **kwargs: Any,
     ) -> None:
+        # Torch is imported late here: whoever wants an error of this package must not wait for it.
+        from rewards.image_text_encoder import ImageTextEncoder
+
         super().__init__(gate=gate, **kwargs)
         _check_settings(self.name, variant, scale, num_frames, cache_size)
         # The suite passes the raw scores of required rewards: with them, closed gates need no encoding.
@@ -168,6 +171,8 @@ class SemanticReward(Reward):
 
     def _clip_vectors(self, frames: Tensor) -> Tensor:
         """[V, D] of a clip [F, 3, H, W], from the cache or encoded now."""
+        from torch.nn.functional import normalize
+
         frames = as_bytes(frames)
         frames = frames[uniform_indices(len(frames), self.num_frames)]
         key = _digest(frames)

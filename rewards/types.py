@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from rewards.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EncoderDtype = Literal["float32", "bfloat16", "float16"]
+"""Of the weights and the computation of an image-text encoder."""
 
 
 class ProblemType(StrEnum):

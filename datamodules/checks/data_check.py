@@ -10,19 +10,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datamodules.checks.reports import DataReport, Finding, PromptSize, RewardReport
-from datamodules.media import record_times
+from datamodules.media import read_media, record_times
 from datamodules.prompts import PromptTemplate
 from datamodules.record_schema import RecordProblem
-from datamodules.records import media_path
 from datamodules.types import VideoRecord
 from datamodules.video.frame_sampling import FrameConfig, plan_frames
-from datamodules.video.types import TimeRangeError
-from datamodules.video.video_reader import ReaderName, probe_video, read_image, read_video
+from datamodules.video.types import MediaConfig, MediaPathError, ReaderName, TimeRangeError
+from datamodules.video.video_reader import probe_video
 from rewards.accuracy import AccuracyReward
 from rewards.answer_format import parse_response, wrap_think
 from rewards.base import RewardError
@@ -45,6 +43,7 @@ def check_data(
     limit: int | None = None,
     decode: bool = True,
     reader: ReaderName = "pyav",
+    media: MediaConfig = MediaConfig(),  # noqa: B008 - frozen
     find_fault: Callable[[VideoRecord, float | None], str | None] | None = None,
     num_threads: int = 1,
     progress: bool = True,
@@ -60,6 +59,7 @@ def check_data(
         limit: check media and tokens of this many valid records at most; the others are only validated.
         decode: read the sampled frames; else only a video's headers and first frame (images are always read).
         reader: video back end.
+        media: time limit, strictness and bounds of reading a file.
         find_fault: takes a record with sound media and the seconds of its video that are read (None for other media);
             returns what else is wrong with it.
         num_threads: records checked at the same time; decoding releases the interpreter lock.
@@ -72,6 +72,7 @@ def check_data(
         max_prompt_tokens=max_prompt_tokens,
         decode=decode,
         reader=reader,
+        media=media,
         find_fault=find_fault,
     )
     report = DataReport()
@@ -158,20 +159,19 @@ class _MediaCheck:
     max_prompt_tokens: int | None
     decode: bool
     reader: ReaderName
+    media: MediaConfig
     find_fault: Callable[[VideoRecord, float | None], str | None] | None
 
     def __call__(self, record: VideoRecord) -> PromptSize | Finding:
-        kind = "media missing or outside the data root"
+        kind = "start or end is no time"
         try:
-            path = None if record.data_type == "text" else media_path(record, self.data_root)
-            kind = "start or end is no time"
             times = record_times(record)
             kind = "media unreadable"
-            vision, seconds = 0, None
-            if path is not None:
-                vision, seconds = self._vision(path, times, is_video=record.data_type == "video")
+            vision, seconds = self._vision(record, times)
             kind = "prompt cannot be built"
             text = self.count_tokens(record) if self.count_tokens else 0
+        except MediaPathError as error:
+            return _finding("media missing or outside the data root", record, error)
         except TimeRangeError as error:
             return _finding("start or end beyond the video", record, error)
         except ValueError as error:  # VideoReadError is one.
@@ -189,15 +189,17 @@ class _MediaCheck:
             return Finding(kind="prompt too long", where=record.where, message=message)
         return size
 
-    def _vision(self, path: Path, times: Mapping[str, float | None], *, is_video: bool) -> tuple[int, float | None]:
+    def _vision(self, record: VideoRecord, times: Mapping[str, float | None]) -> tuple[int, float | None]:
         """Vision tokens, and the seconds of video that are read."""
+        if record.data_type == "text":
+            return 0, None
+        is_video = record.data_type == "video"
         if is_video and not self.decode:
-            video = probe_video(path, **times)
+            video = probe_video(record.path, media=self.media, root=self.data_root, **times)
             plan = plan_frames(video.total_frames, video.fps, video.height, video.width, self.config)
             frames, height, width, fps = len(plan.indices), plan.height, plan.width, plan.sample_fps
         else:
-            read = partial(read_video, reader=self.reader, **times) if is_video else read_image
-            clip = read(path, self.config)
+            clip = read_media(record, self.data_root, self.config, reader=self.reader, media=self.media)
             (frames, _, height, width), fps = clip.frames.shape, clip.sample_fps
         grid = self.config.grid
         tokens = -(-frames // self.config.temporal_patch_size) * (height // grid) * (width // grid)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from datamodules.text_table import text_table
+from datamodules.video.types import printable
 from rewards.types import ProblemType
 
 SHOWN_PER_KIND = 20
@@ -128,7 +129,7 @@ def _rendered_findings(title: str, findings: Sequence[Finding]) -> list[str]:
     for kind, count in Counter(finding.kind for finding in findings).most_common():
         lines.append(f"  {kind} ({count:,})")
         shown = [finding for finding in findings if finding.kind == kind][:SHOWN_PER_KIND]
-        lines += [f"    {finding.where}: {finding.message}" for finding in shown]
+        lines += [f"    {finding.where}: {printable(finding.message)}" for finding in shown]
         if count > len(shown):
             lines.append(f"    and {count - len(shown):,} more")
     return lines

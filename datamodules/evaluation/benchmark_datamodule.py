@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.bad_media import NO_FAULT_OF_THE_RECORD, bad_record
 from datamodules.collate import PromptCollator
 from datamodules.evaluation.benchmarks import BENCHMARKS
 from datamodules.evaluation.benchmarks.benchmark import Benchmark
@@ -90,9 +91,11 @@ class BenchmarkItems(Dataset):
         place = self.starts[key.benchmark] + key.index
         record = self.encoded.records[place]
         try:
-            prompt, failure = self.encoded[place], None
-        except ValueError as error:  # VideoReadError is one
-            prompt, failure = None, str(error)
+            prompt, failure = self.encoded.encoded(place), None
+        except NO_FAULT_OF_THE_RECORD:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this item's
+            prompt, failure = None, f"{record.where}: {bad_record(record, error).reason}"
         return BenchmarkItem(key=key, record=record, prompt=prompt, failure=failure)
 
 
@@ -114,6 +117,11 @@ class BenchmarkDataModule(VideoDataModule):
         **kwargs: Any,
     ) -> None:
         _check_names(benchmarks, files or {}, limit)
+        if kwargs.get("on_bad_media", "raise") != "raise":
+            raise UserError(
+                "data.init_args.on_bad_media is 'quarantine'; a benchmark counts a question that cannot be read as "
+                "failed and takes no other in its place. Remove the option."
+            )
         self.benchmarks = {name: BENCHMARKS[name] for name in benchmarks}
         self.limit = limit
         root = Path(kwargs.get("data_root", "."))

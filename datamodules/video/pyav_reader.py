@@ -6,6 +6,7 @@ that are none), `CountedVideo` decodes the whole file instead: slower, equally e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -15,15 +16,21 @@ from typing import TYPE_CHECKING
 
 from datamodules.video.packet_index import PacketEntry, PacketIndex, Run
 from datamodules.video.time_range import TimeRange
-from datamodules.video.types import unreadable
+from datamodules.video.types import MediaConfig, unreadable
 from datamodules.video.video_file import VideoFile
 
 if TYPE_CHECKING:
     from av.packet import Packet
+    from av.video.codeccontext import VideoCodecContext
     from av.video.frame import VideoFrame
 
 TIMED_FORMATS = frozenset({"mp4", "mpegts", "mpeg", "flv"})
 """FFmpeg's names of containers that always store presentation times."""
+TS_PACKET = 188
+"""Bytes."""
+TS_SYNC = b"\x47"
+MISSING_REFERENCE = re.compile(r"mmco|reference|ref with POC|co located|RefPicList", re.IGNORECASE)
+"""FFmpeg's words for a frame that another one refers to and that was not decoded."""
 MISSING_SECONDS = 0.5
 MISSING_SHARE = 0.05
 """A file counts as cut off when its packets end earlier than its header says by more than both of these."""
@@ -41,8 +48,8 @@ class IndexedVideo(VideoFile):
         IndexMismatch: packet timestamps of this file are no guide.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: str | Path, media: MediaConfig) -> None:
+        super().__init__(path, media)
         self._interlaced = False
         try:
             self.index = self._scan()
@@ -92,16 +99,20 @@ class IndexedVideo(VideoFile):
         """Demux the whole stream once, without decoding."""
         import av
 
-        entries = []
+        entries, self._packets = [], 0
         try:
-            for packet in self.container.demux(self.stream):
-                if packet.size:
-                    flags = (packet.is_keyframe, packet.is_discard, packet.is_corrupt)
-                    entries.append(PacketEntry(packet.pts, packet.dts, packet.duration or 0, packet.size, *flags))
+            with self.complaints() as complaints:
+                for packet in self.container.demux(self.stream):
+                    self._packets += packet.dts is not None  # AVI has empty packets for repeated frames
+                    if packet.size:
+                        flags = (packet.is_keyframe, packet.is_discard, packet.is_corrupt)
+                        entries.append(PacketEntry(packet.pts, packet.dts, packet.duration or 0, packet.size, *flags))
         except av.FFmpegError as error:
             raise unreadable(self.path, f"it is damaged or cut off after {len(entries)} packets ({error})") from error
         if not entries:
             raise unreadable(self.path, "its video stream holds no frames")
+        name = self.container.format.name
+        self._damage = [text.strip() for _, part, text in complaints if part == name]  # not those of codecs' parsers
         codec = self.stream.codec_context
         timed = not TIMED_FORMATS.isdisjoint(self.container.format.name.split(","))
         return PacketIndex(
@@ -116,13 +127,28 @@ class IndexedVideo(VideoFile):
         entries, time_base = self.index.entries, self.index.time_base
         if entries[-1].is_corrupt:
             raise unreadable(self.path, f"it is cut off within packet {len(entries)}")
-        times = [entry.pts for entry in entries if entry.pts is not None and not entry.is_discard]
-        declared = self.declared_seconds
-        if declared is None or not times:
-            return
-        found = float((max(times) - min(times) + entries[-1].duration) * time_base)
-        if declared - found > max(MISSING_SECONDS, MISSING_SHARE * declared):
-            raise unreadable(self.path, f"it is cut off: {found:.2f} s of the {declared:.2f} s that its header names")
+        corrupt = next((number for number, entry in enumerate(entries) if entry.is_corrupt), None)
+        if corrupt is not None and self.media.strict_decoding:
+            raise unreadable(self.path, f"packet {corrupt} of {len(entries)} is damaged")
+        if self._ends_within_ts_packet():
+            raise unreadable(self.path, f"it is cut off: its size is no multiple of MPEG-TS's {TS_PACKET} bytes")
+        times = [entry.pts for entry in entries if entry.pts is not None and not entry.is_discard] or [0]
+        first, end = float(min(times) * time_base), float((max(times) + entries[-1].duration) * time_base)
+        missing, declared = self.missing_seconds(first, end, self._packets)
+        if missing > max(MISSING_SECONDS, MISSING_SHARE * declared):
+            raise unreadable(
+                self.path, f"it is cut off: {declared - missing:.2f} s of the {declared:.2f} s that its header names"
+            )
+        if self._damage:
+            raise unreadable(self.path, f"its container is damaged ({self._damage[0]})")
+
+    def _ends_within_ts_packet(self) -> bool:
+        """Whether an MPEG-TS file of packets of the usual length (disks and tapes add bytes) ends within one."""
+        if self.container.format.name != "mpegts" or self.path.stat().st_size % TS_PACKET == 0:
+            return False
+        with self.path.open("rb") as file:
+            head = file.read(4 * TS_PACKET)
+        return head[::TS_PACKET] == TS_SYNC * 4
 
     def _without_broken_leaders(self) -> PacketIndex:
         """The index without those frames at the start that refer to a cut-off group of pictures and do not decode."""
@@ -130,7 +156,8 @@ class IndexedVideo(VideoFile):
         packets = islice(self._packets_from(first), max(leading) - first + 1)
         codec, intact = self.stream.codec_context, set()
         for packet in chain(packets, [None]):
-            intact.update(frame.pts for frame in codec.decode(packet) if not frame.is_corrupt)
+            frames = self._decode_packet(codec, packet, may_fail=True)
+            intact.update(frame.pts for frame in frames if not frame.is_corrupt)
         broken = frozenset(position for position in leading if self.index.entries[position].pts not in intact)
         return replace(self.index, undecodable=broken)
 
@@ -145,7 +172,7 @@ class IndexedVideo(VideoFile):
         index, codec = self.index, self.stream.codec_context  # after the search for packets, which may reopen the file
         begin = index.entries[run.start].pts
         wanted, expected = set(run.ordinals), set[int]()
-        previous, may_skip = -1, False
+        previous, may_skip, is_open = -1, False, False
         # The None at the end drains the decoder: its delayed frames come out without further packets.
         for position, packet in enumerate(chain(packets, [None]), run.start):
             ordinal = index.ordinal_at.get(position) if packet is not None else None
@@ -153,7 +180,10 @@ class IndexedVideo(VideoFile):
             codec.skip_frame = "NONREF" if skip else "DEFAULT"
             if ordinal is not None and not skip and index.entries[position].pts >= begin:
                 expected.add(ordinal)
-            for frame in codec.decode(packet):
+            # What precedes the keyframe in display order refers to frames that were not decoded.
+            leads = packet is not None and position != run.start and index.entries[position].pts < begin
+            is_open |= leads
+            for frame in self._decode_packet(codec, packet, may_fail=leads, lacks_references=is_open):
                 if frame.pts not in index.times:
                     raise IndexMismatch(f"a frame came out at tick {frame.pts}, where no packet is")
                 ordinal = index.ordinal_of_pts.get(frame.pts)
@@ -173,6 +203,35 @@ class IndexedVideo(VideoFile):
         missing = wanted | expected
         if missing:
             raise IndexMismatch(f"no frame came out for {len(missing)} packets, frame {min(missing)} first")
+
+    def _decode_packet(
+        self, codec: VideoCodecContext, packet: Packet | None, *, may_fail: bool, lacks_references: bool = False
+    ) -> list[VideoFrame]:
+        """Frames that come out after `packet`; none of a packet that fails and may fail.
+
+        Args:
+            codec: the decoder.
+            packet: None drains the decoder.
+            may_fail: it refers to frames that were not decoded.
+            lacks_references: packets before it did: the decoder still looks for what it was told to forget.
+
+        Raises:
+            IndexMismatch: the decoder reports damage.
+            av.FFmpegError: it fails.
+        """
+        import av
+
+        try:
+            with self.complaints() as complaints:
+                frames = codec.decode(packet)
+        except av.FFmpegError:
+            if may_fail:
+                return []
+            raise
+        damage = [text.strip() for *_, text in complaints if not (lacks_references and MISSING_REFERENCE.search(text))]
+        if damage and not may_fail:
+            raise IndexMismatch(f"the decoder reports damage ({damage[0]})")
+        return frames
 
     def _packets_from(self, start: int) -> Iterator[Packet]:
         """Packets from position `start` on; the container is asked to seek, and its answer is checked."""
@@ -212,8 +271,8 @@ class CountedVideo(VideoFile):
         VideoReadError: as VideoFile; a packet cannot be decoded; nothing can.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: str | Path, media: MediaConfig) -> None:
+        super().__init__(path, media)
         times = [frame.pts for frame in self._decoded()]
         self.total_frames = len(times)
         """Frames shown."""
@@ -250,12 +309,16 @@ class CountedVideo(VideoFile):
         import av
 
         codec, number = self.stream.codec_context, 0
+        packets = (packet for packet in self.container.demux(self.stream) if packet.size)
         try:
-            for packet in self.container.demux(self.stream):
-                number += 1
-                if packet.size:
-                    yield from codec.decode(packet)
-            yield from codec.decode(None)
+            for number, packet in enumerate(chain(packets, [None]), start=1):
+                with self.complaints() as complaints:
+                    frames = codec.decode(packet)
+                if complaints:
+                    raise unreadable(
+                        self.path, f"packet {number} of its video stream is damaged ({complaints[0][2].strip()})"
+                    )
+                yield from frames
         except av.FFmpegError as error:
             self.container.close()
             raise unreadable(self.path, f"packet {number} of its video stream cannot be decoded ({error})") from error

@@ -19,6 +19,8 @@ from rewards.errors import UserError
 END_SLACK = 1
 """Seconds that `end` may lie beyond the end of the video, and is then moved back: annotations name whole seconds or
 round up. An end further out was written for another file."""
+LARGEST_TIME = 10**9
+"""Seconds, about 32 years: no video is longer, and arithmetic with times stays exact and fast."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +107,11 @@ def time_range(start: object, end: object) -> TimeRange | None:
     if start is None and end is None:
         return None
     for name, value in (("start", start), ("end", end)):
-        number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= LARGEST_TIME
         if value is not None and not number:
-            raise UserError(f"{name} is {value!r}; it must be a number of seconds, null or absent.")
+            raise UserError(
+                f"{name} is {repr(value)[:40]}; it must be a number of seconds up to {LARGEST_TIME:,}, null or absent."
+            )
     first = Fraction(0) if start is None else _as_written(start)
     last = None if end is None else _as_written(end)
     if first < 0 or (last is not None and last <= first):

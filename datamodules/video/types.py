@@ -1,18 +1,32 @@
-"""What a video reader is asked for, what it returns, and the errors it raises.
+"""What a reader of media is asked for, what it returns, and the errors it raises.
 
-Shapes: F frames.
+Shapes: F frames. The reader process imports this file, so it must not import torch.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from rewards.errors import UserError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ReaderName = str
+"""A key of `READERS` in `decoding.py`."""
+
 RE_ENCODE = "Fetch the file again or re-encode it (`ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4`)."
+
+
+def printable(text: str) -> str:
+    """The text with control characters, line breaks, half surrogates and marks of direction as escapes.
+
+    Names of files and texts of records come from strangers; a terminal would obey what they hold.
+    """
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class VideoReadError(UserError):
@@ -26,14 +40,44 @@ class TimeRangeError(VideoReadError):
     """A stretch of a video that the video does not have; the message holds the path, the range and the duration."""
 
 
+class ReaderStartError(RuntimeError):
+    """The process that reads media files does not start: no file's fault."""
+
+
+class MediaPathError(VideoReadError):
+    """A path where no media file is, or one that leads out of the data root."""
+
+
 def unreadable(path: str | Path, cause: str, remedy: str = RE_ENCODE) -> VideoReadError:
     """The error for `path`: what is wrong with it (no full stop at the end), and what the user can do."""
     return VideoReadError(f"{path}: {cause}. {remedy}")
 
 
-def missing_file(path: str | Path) -> VideoReadError:
+def missing_file(path: str | Path) -> MediaPathError:
     """The error for a path where no file is."""
-    return unreadable(path, "the file does not exist", "Check the path and the data root.")
+    return MediaPathError(f"{path}: the file does not exist. Check the path and the data root.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaConfig:
+    """What reading one media file may cost, and how closely it is looked at."""
+
+    timeout: float | None = 120.0
+    """Seconds of wall-clock time for one file, in a process of its own that is killed then; null reads in the loader's
+    process and waits for ever."""
+    strict_decoding: bool = True
+    """Refuse a video in which the decoder or the container reports any damage; else only what cannot be decoded."""
+    max_pixels: int = 2**26
+    """Height x width of an image or a video frame, before it is decoded."""
+    max_seconds: float = 100_000.0
+    """Length of a video as its header says; more than the 26.5 hours after which the clock of MPEG-TS starts again."""
+
+    def __post_init__(self) -> None:
+        for name in ("timeout", "max_pixels", "max_seconds"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                null = " or null" if name == "timeout" else ""
+                raise UserError(f"media.{name} is {value}; it must be a positive number{null}.")
 
 
 @dataclass(frozen=True, kw_only=True)

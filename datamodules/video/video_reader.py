@@ -2,39 +2,28 @@
 
 The default reader, PyAV, gives exactly the frames that a full sequential decode gives, on every file. decord and
 torchcodec are optional; `tests/performance/video_reader.py` shows where they pick other frames.
+
+Files are decoded in a reader process (`reader_process.py`), which is killed when a file takes too long; frames are
+resized here, one after the other, while the next one is decoded there.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from fractions import Fraction
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from datamodules.video.frame_sampling import FrameConfig, frame_indices, plan_frames, plan_image_size
-from datamodules.video.pyav_reader import CountedVideo, IndexedVideo, IndexMismatch
-from datamodules.video.time_range import TimeRange, time_range
-from datamodules.video.types import (
-    FramePlan,
-    VideoClip,
-    VideoMetadata,
-    VideoReadError,
-    missing_file,
-    unreadable,
-)
-from datamodules.video.video_file import DECODER_THREADS
+from datamodules.video.decoding import READERS, Event, Picture, ReadRequest, Restart, decode
+from datamodules.video.frame_sampling import FrameConfig
+from datamodules.video.reader_process import decode_elsewhere
+from datamodules.video.time_range import time_range
+from datamodules.video.types import FramePlan, MediaConfig, ReaderName, VideoClip, VideoMetadata
 from rewards.errors import UserError
-
-ReaderName = str
-"""A key of `READERS`."""
-Result = TypeVar("Result")
-
-OTHER_READER = "Use `reader: pyav`, or fetch the file again or re-encode it."
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +35,8 @@ def read_video(
     *,
     start: float | None = None,
     end: float | None = None,
+    media: MediaConfig = MediaConfig(),  # noqa: B008 - frozen
+    root: str | Path | None = None,
 ) -> VideoClip:
     """Sample, decode and resize a video: uint8 [F, 3, H, W], RGB, upright, non-square pixels taken as square.
 
@@ -59,52 +50,51 @@ def read_video(
         reader: "pyav" (exact), "decord" or "torchcodec".
         start: seconds; None for the beginning.
         end: seconds, at most a second beyond the end of the video; None for the end.
+        media: time limit, strictness and bounds.
+        root: folder that `path` is relative to and must not lead out of; None takes the path as it is.
 
     Raises:
-        VideoReadError: no such file, no video stream, no frames, cut off, damaged where it matters, or too thin.
+        VideoReadError: no such file, no video stream, no frames, cut off, damaged where it matters, too thin, too
+            large, or not read within the time limit.
         TimeRangeError: `start` or `end` lies beyond the end of the video, or no frame appears between them.
         UserError: unknown reader; `start` and `end` are not 0 <= start < end.
         ImportError: the chosen reader, or the FFmpeg that torchcodec needs, is not installed.
     """
     if reader not in READERS:
         raise UserError(f"Unknown video reader {reader!r}; choose one of {', '.join(READERS)}.")
-    return READERS[reader](Path(path), config, time_range(start, end))
+    request = _request("video", path, root, config, media)
+    return _clip(replace(request, times=time_range(start, end), reader=reader))
 
 
-def read_image(path: str | Path, config: FrameConfig) -> VideoClip:
-    """Read and resize an image: one frame, uint8 [1, 3, H, W], RGB, turned as its EXIF tag says.
+def read_image(
+    path: str | Path,
+    config: FrameConfig,
+    *,
+    media: MediaConfig = MediaConfig(),  # noqa: B008 - frozen
+    root: str | Path | None = None,
+) -> VideoClip:
+    """Read and resize an image as a browser shows it on white: one frame, uint8 [1, 3, H, W], RGB.
 
-    Raises:
-        VideoReadError: no such file, no image, damaged, or too thin.
+    Arguments and errors are those of `read_video`.
     """
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    path = Path(path)
-    try:
-        with Image.open(path) as file:
-            pixels = np.array(ImageOps.exif_transpose(file).convert("RGB"))
-    except FileNotFoundError as error:
-        raise missing_file(path) from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        remedy = "Fetch the file again or save it anew as PNG or JPEG."
-        raise unreadable(path, f"it cannot be read as an image ({error})", remedy) from error
-    image = torch.from_numpy(pixels).permute(2, 0, 1)  # [3, H, W]
-    try:
-        height, width = plan_image_size(*image.shape[-2:], config)
-    except ValueError as error:
-        raise VideoReadError(f"{path}: {error}") from error
-    return VideoClip(frames=resize(image, height, width)[None], sample_fps=0.0, is_video=False)
+    return _clip(_request("image", path, root, config, media))
 
 
-def probe_video(path: str | Path, *, start: float | None = None, end: float | None = None) -> VideoMetadata:
+def probe_video(
+    path: str | Path,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    media: MediaConfig = MediaConfig(),  # noqa: B008 - frozen
+    root: str | Path | None = None,
+) -> VideoMetadata:
     """A video's numbers, or those of its stretch from `start` to `end`: demuxed once, decoded up to its first frame.
 
-    Raises:
-        VideoReadError, TimeRangeError, UserError: as `read_video`.
+    Arguments and errors are those of `read_video`.
     """
-    times = time_range(start, end)
-    return _with_video(Path(path), lambda video: _metadata(video, times))
+    request = replace(_request("probe", path, root, FrameConfig(), media), times=time_range(start, end))
+    (metadata,) = (event for event in _events(request) if isinstance(event, VideoMetadata))
+    return metadata
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
@@ -116,128 +106,42 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     return resized.contiguous()
 
 
-def _read_pyav(path: Path, config: FrameConfig, times: TimeRange | None) -> VideoClip:
-    def sample(video: IndexedVideo | CountedVideo) -> VideoClip:
-        shown, seconds = _stretch(video, times)
-        images = ((ordinal, video.rgb(frame)) for ordinal, frame in video.frames(_chosen(shown, config)))
-        return _clip(path, images, shown, float(len(shown) / seconds), config)
-
-    return _with_video(path, sample)
-
-
-def _with_video(path: Path, use: Callable[[IndexedVideo | CountedVideo], Result]) -> Result:
-    """Read from a video by its packet index or, where the decoder contradicts the index, by decoding all of it."""
-    try:
-        with IndexedVideo(path) as video:
-            return use(video)
-    except IndexMismatch as mismatch:
-        _announce_full_decode(path, str(mismatch))
-        with CountedVideo(path) as video:
-            return use(video)
-
-
-def _stretch(video: IndexedVideo | CountedVideo, times: TimeRange | None) -> tuple[range, Fraction]:
-    return (range(video.total_frames), video.duration) if times is None else video.within(times)
-
-
-def _chosen(shown: range, config: FrameConfig) -> list[int]:
-    """The frames that are sampled from the frames `shown`: numbers within the file, ascending, each once."""
-    return sorted({shown[index] for index in frame_indices(len(shown), config)})
-
-
-def _read_decord(path: Path, config: FrameConfig, times: TimeRange | None) -> VideoClip:
-    """decord, opened anew for each file: a reader opened before a fork hangs the worker."""
-    import decord
-
-    try:
-        video = decord.VideoReader(str(path), num_threads=DECODER_THREADS)
-        shown, fps = _stretch_at_rate(path, len(video), float(video.get_avg_fps()), times)
-        wanted = _chosen(shown, config)
-        images = torch.from_numpy(video.get_batch(wanted).asnumpy()).permute(0, 3, 1, 2)  # [f, 3, H, W]
-    except (decord.DECORDError, RuntimeError) as error:
-        raise unreadable(path, f"decord cannot read it ({str(error).strip()})", OTHER_READER) from error
-    return _clip(path, zip(wanted, images, strict=True), shown, fps, config)
-
-
-def _read_torchcodec(path: Path, config: FrameConfig, times: TimeRange | None) -> VideoClip:
-    """torchcodec in its exact seek mode; it needs FFmpeg's shared libraries on the machine."""
-    if not path.exists():
-        raise missing_file(path)
-    try:
-        from torchcodec.decoders import VideoDecoder  # older versions look for FFmpeg here, newer ones on use
-
-        video = VideoDecoder(str(path), dimension_order="NCHW", num_ffmpeg_threads=DECODER_THREADS, seek_mode="exact")
-        shown, fps = _stretch_at_rate(path, len(video), float(video.metadata.average_fps), times)
-        wanted = _chosen(shown, config)
-        images = video.get_frames_at(wanted).data  # [f, 3, H, W]
-    except VideoReadError:
-        raise  # a UserError that is ours
-    except (RuntimeError, ValueError, IndexError) as error:
-        if "Could not load libtorchcodec" in str(error):
-            raise ImportError(
-                "torchcodec finds no FFmpeg of a version that it knows. Install FFmpeg's shared libraries (on Debian: "
-                "`apt-get install ffmpeg`), or use `reader: pyav`, which brings its own."
-            ) from error
-        raise unreadable(path, f"torchcodec cannot read it ({str(error).strip()})", OTHER_READER) from error
-    return _clip(path, zip(wanted, images, strict=True), shown, fps, config)
-
-
-def _stretch_at_rate(path: Path, total_frames: int, fps: float, times: TimeRange | None) -> tuple[range, float]:
-    """The frames of the stretch, and how many of them there are in a second."""
-    if times is None:
-        return range(total_frames), fps
-    shown, seconds = times.frames_at_rate(path, total_frames, fps)
-    return shown, float(len(shown) / seconds)
-
-
-def _clip(path: Path, images: Iterable[tuple[int, Tensor]], shown: range, fps: float, config: FrameConfig) -> VideoClip:
-    """Resize each image as it comes and put them in the plan's order.
-
-    Args:
-        path: named in errors.
-        images: (frame number, uint8 [3, H, W]) of every frame of the plan, once.
-        shown: numbers of the frames that the plan chooses from: all of the video, or a stretch of it.
-        fps: how many of them there are in a second.
-        config: frame count and pixel budget.
-    """
-    plan: FramePlan | None = None
-    resized: dict[int, Tensor] = {}
-    for number, image in images:
-        if plan is None:
-            plan = _plan(path, len(shown), fps, *image.shape[-2:], config)
-        resized[number] = resize(image, plan.height, plan.width)
-    assert plan is not None, "a video of at least one frame gives at least one image"
-    frames = torch.stack([resized[shown[index]] for index in plan.indices])
-    return VideoClip(frames=frames, sample_fps=plan.sample_fps, is_video=True)
-
-
-def _plan(path: Path, total_frames: int, fps: float, height: int, width: int, config: FrameConfig) -> FramePlan:
-    try:
-        return plan_frames(total_frames, fps, height, width, config)
-    except ValueError as error:
-        raise VideoReadError(f"{path}: {error}") from error
-
-
-def _metadata(video: IndexedVideo | CountedVideo, times: TimeRange | None) -> VideoMetadata:
-    shown, seconds = _stretch(video, times)
-    height, width = next(video.rgb(frame).shape[-2:] for _, frame in video.frames([0]))
-    return VideoMetadata(
-        total_frames=len(shown),
-        fps=float(len(shown) / seconds),
-        height=height,
-        width=width,
-        duration=float(seconds),
+def _request(
+    task: str, path: str | Path, root: str | Path | None, config: FrameConfig, media: MediaConfig
+) -> ReadRequest:
+    return ReadRequest(
+        task=task,
+        # The reader process may stand in another folder.
+        path=str(path) if root is not None else str(Path(path).absolute()),
+        root=None if root is None else str(Path(root).absolute()),
+        config=config,
+        media=media,
     )
 
 
+def _clip(request: ReadRequest) -> VideoClip:
+    """Resize each picture as it comes and put them in the plan's order."""
+    plan: FramePlan | None = None
+    resized: dict[int, Tensor] = {}
+    for event in _events(request):
+        if isinstance(event, FramePlan):
+            plan, resized = event, {}
+        elif isinstance(event, Picture):
+            image = torch.from_numpy(event.pixels).permute(2, 0, 1)  # [3, H, W]
+            resized[event.number] = resize(image, plan.height, plan.width)
+    assert plan is not None, "a file that is read without an error gives a plan"
+    frames = torch.stack([resized[index] for index in plan.indices])
+    return VideoClip(frames=frames, sample_fps=plan.sample_fps, is_video=request.task == "video")
+
+
+def _events(request: ReadRequest) -> Iterator[Event]:
+    for event in decode(request) if request.media.timeout is None else decode_elsewhere(request):
+        if isinstance(event, Restart):
+            _announce_full_decode(event.path, event.cause)
+        yield event
+
+
 @cache
-def _announce_full_decode(path: Path, cause: str) -> None:
+def _announce_full_decode(path: str, cause: str) -> None:
     """Once per file and process, not once per epoch."""
     _log.warning("%s: decoding the whole file to find its frames, because %s; re-encode it for speed.", path, cause)
-
-
-READERS: dict[str, Callable[[Path, FrameConfig, TimeRange | None], VideoClip]] = {
-    "pyav": _read_pyav,
-    "decord": _read_decord,
-    "torchcodec": _read_torchcodec,
-}

@@ -43,6 +43,7 @@ def check_data(
         limit=limit,
         decode=decode,
         reader=data.reader,
+        media=data.media,
         find_fault=data.find_fault,
         num_threads=num_threads,
     )

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from datamodules.record_schema import RecordProblem, parse_record
+from datamodules.records import RecordFile, scan
 from datamodules.types import VideoRecord
 from rewards.types import ProblemType
 
@@ -129,3 +131,40 @@ def test_what_is_no_json_object_is_a_problem(raw, message):
     problem = parse_record(raw, file=Path("data.jsonl"), line=3, require_process=False)
     assert isinstance(problem, RecordProblem)
     assert message in problem.message
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ('"note": NaN', "note is nan, which JSON cannot hold"),
+        ('"note": {"score": [1, -Infinity]}', r"note\.score\[1\] is -inf, which JSON cannot hold"),
+        ('"start": 1e999', "start is inf, which JSON cannot hold"),
+        (r'"problem": "half \ud83d"', r"problem holds '\\ud83d', half of a character"),
+        (r'"note": ["\udc80"]', r"note\[0\] holds '\\udc80', half of a character"),
+        (r'"\udc80": 1', "holds '.udc80', half of a character"),
+        (f'"note": {"[" * 40}{"]" * 40}', r"nested more than 32 levels deep"),
+        (f'"note": {"[" * 100_000}{"]" * 100_000}', "recursion|nested"),
+        (f'"note": {"9" * 5000}', "not valid JSON"),
+    ],
+)
+@pytest.mark.parametrize("as_list", [False, True])
+def test_what_json_cannot_carry_back_is_refused(raw: str, message: str, as_list: bool, tmp_path: Path):
+    fields = json.dumps({**VALID, "path": "7.mp4"})[:-1]
+    record = f"{fields}, {raw}}}"
+    file = tmp_path / "data.jsonl"
+    file.write_text(f"[{record}]" if as_list else record)
+    (problem,) = scan(file)
+    assert isinstance(problem, RecordProblem)
+    assert re.search(message, problem.message)
+    with pytest.raises(ValueError, match="is not a valid data file: 1 problem"):
+        RecordFile(file, tmp_path)
+
+
+def test_whole_characters_and_deep_enough_fields_are_fine():
+    assert parsed(problem="é 😀", note={"a": [[1.5, None, True]]}).extra == {"note": {"a": [[1.5, None, True]]}}
+
+
+def test_no_name_of_a_record_reaches_the_terminal_as_a_command():
+    record = parsed(problem_id="\x1b[2J\u202e\nFAKE 7")
+    assert record.where == r"data.jsonl:3 (problem_id \x1b[2J\u202e\nFAKE 7)"
+    assert parsed(problem_id="\x1b]0;x\x07", solution="").where == r"data.jsonl:3 (problem_id \x1b]0;x\x07)"

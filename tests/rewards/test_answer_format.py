@@ -1,3 +1,6 @@
+import random
+import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -56,3 +59,31 @@ def test_format_reward_scores_each_completion_of_the_group(make_group):
     group = make_group("AB")
     mixed = replace(group, completions=(group.completions[0], wrap_answer("A")))
     assert FormatReward().score(mixed, {}) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>" + "</think> <answer>" * 16_000,
+        "<think>" + "</think><answer></answer>x" * 10_000,
+        ("<think>" + "</think> ") * 16_000 + "</answer>",
+        "<think>x</think>" + " " * 256_000 + "</answer>",
+    ],
+    ids=["middle", "ends", "thoughts", "spaces"],
+)
+def test_parsing_takes_linear_time(text):
+    began = time.perf_counter()
+    assert not parse_response(text).well_formed
+    assert time.perf_counter() - began < 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_well_formed_is_what_the_published_pattern_matches(seed):
+    """Against the pattern of the published format reward, on short texts of its pieces."""
+    draw, pieces = random.Random(seed), ["<think>", "</think>", "<answer>", "</answer>", " ", "\n", "x"]
+    for _ in range(2000):
+        text = "".join(draw.choices(pieces, k=draw.randint(0, 7)))
+        if draw.random() < 0.5:
+            text = f"<think>{text}</answer>"
+        published = re.fullmatch(r"<think>.*?</think>\s*<answer>.*?</answer>", text, re.DOTALL)
+        assert parse_response(text).well_formed == (published is not None), text

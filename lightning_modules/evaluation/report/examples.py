@@ -13,7 +13,7 @@ from datamodules.evaluation.benchmarks import BENCHMARKS
 from datamodules.media import read_media
 from datamodules.types import VideoRecord
 from datamodules.video.frame_sampling import FrameConfig
-from datamodules.video.video_reader import ReaderName
+from datamodules.video.types import ReaderName
 from lightning_modules.evaluation.report.run_folder import EvaluationRun
 from lightning_modules.pictures.film_strip import film_strip
 from rewards.answer_format import parse_response, wrap_answer

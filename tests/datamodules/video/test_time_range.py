@@ -126,6 +126,8 @@ def test_stretches_outside_the_video_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("start", "end", "message"),
     [
+        (10**400, None, "start is 10{39}; it must be a number of seconds up to 1,000,000,000"),
+        (0, float("nan"), "end is nan; it must be a number of seconds"),
         ("1", 2, "start is '1'; it must be a number of seconds"),
         (True, 2, "start is True"),
         (0, float("nan"), "end is nan"),

@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 
+from datamodules.video.decoding import READERS
 from datamodules.video.frame_sampling import FrameConfig, frame_indices, plan_frames
 from datamodules.video.packet_index import PacketEntry, PacketIndex, Run
 from datamodules.video.pyav_reader import CountedVideo, IndexedVideo, IndexMismatch
-from datamodules.video.types import VideoReadError
-from datamodules.video.video_file import upright
-from datamodules.video.video_reader import READERS, probe_video, read_image, read_video, resize
+from datamodules.video.types import MediaConfig, VideoReadError
+from datamodules.video.video_file import VideoFile, upright
+from datamodules.video.video_reader import probe_video, read_image, read_video, resize
 from tests.performance.video_cases import VideoCase, frame_number, full_decode, write_case
 
 FRAMES = FrameConfig(num_frames=16, min_pixels=28 * 28, max_pixels=64 * 96)
@@ -58,6 +60,10 @@ def clip_of(case: VideoCase, folder: Path) -> Path:
     return path if path.exists() else write_case(case, folder)
 
 
+def rgb(video: VideoFile, frame: VideoFrame) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(video.rgb(frame))).permute(2, 0, 1)
+
+
 def assert_reads_exactly(path: Path) -> None:
     """Default reader == full decode, frame choice and resizing included."""
     truth = list(full_decode(path))
@@ -77,11 +83,11 @@ def test_frames_equal_a_full_decode(case: VideoCase, folder: Path, caplog: pytes
     assert not caplog.records  # the packet index sufficed
     truth = list(full_decode(path))
     assert len(truth) == case.frames - case.trimmed
-    with IndexedVideo(path) as video:
-        every = {ordinal: video.rgb(frame) for ordinal, frame in video.frames(range(len(truth)))}
+    with IndexedVideo(path, MediaConfig()) as video:
+        every = {ordinal: rgb(video, frame) for ordinal, frame in video.frames(range(len(truth)))}
         assert all(torch.equal(every[ordinal], frame) for ordinal, frame in enumerate(truth))
         for ordinal in range(0, len(truth), 7):  # one at a time: each begins at its own keyframe
-            assert [(o, torch.equal(video.rgb(f), truth[ordinal])) for o, f in video.frames([ordinal])] == [
+            assert [(o, torch.equal(rgb(video, f), truth[ordinal])) for o, f in video.frames([ordinal])] == [
                 (ordinal, True)
             ]
 
@@ -94,8 +100,8 @@ def test_files_whose_packets_mislead_are_decoded_in_full(
     with caplog.at_level(logging.WARNING):
         assert_reads_exactly(path)
     assert "decoding the whole file" in caplog.text
-    with CountedVideo(path) as video:
-        numbers = [frame_number(video.rgb(frame)) for _, frame in video.frames([0, 50, case.frames - 1])]
+    with CountedVideo(path, MediaConfig()) as video:
+        numbers = [frame_number(rgb(video, frame)) for _, frame in video.frames([0, 50, case.frames - 1])]
     assert numbers == [0, 50, case.frames - 1]
 
 
@@ -155,8 +161,8 @@ def test_rotation_tag_is_applied(degrees: int, folder: Path) -> None:
 )
 def test_upright(matrix: tuple[int, int, int, int], expected: list[list[int]]) -> None:
     a, b, c, d = (value << 16 for value in matrix)
-    image = torch.tensor([[[1, 2, 3], [4, 5, 6]]], dtype=torch.uint8)
-    assert upright(image, [a, b, 0, c, d, 0, 0, 0, 1 << 30])[0].tolist() == expected
+    image = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.uint8)
+    assert upright(image, [a, b, 0, c, d, 0, 0, 0, 1 << 30]).tolist() == expected
 
 
 def open_gop_index() -> PacketIndex:
@@ -195,14 +201,14 @@ def test_long_videos_are_not_decoded_whole(folder: Path) -> None:
     """1000 frames in groups of 20: 16 frames need at most 16 groups, 320 packets, fewer as each run stops early."""
     path = clip_of(replace(PLAIN, name="long", frames=1000, gop=20), folder)
     assert_reads_exactly(path)
-    with IndexedVideo(path) as video:
+    with IndexedVideo(path, MediaConfig()) as video:
         runs = video.index.runs(frame_indices(1000, FRAMES))
     assert len(runs) == 16
     assert sum(run.stop - run.start + 1 for run in runs) < 250
 
 
 def test_contradicting_decoder_is_noticed(folder: Path) -> None:
-    with IndexedVideo(clip_of(PLAIN, folder)) as video:
+    with IndexedVideo(clip_of(PLAIN, folder), MediaConfig()) as video:
         entries = list(video.index.entries)
         entries[5] = entries[5]._replace(pts=entries[5].pts + 1)
         video.index = replace(video.index, entries=entries)
@@ -213,12 +219,14 @@ def test_contradicting_decoder_is_noticed(folder: Path) -> None:
 def test_seek_past_the_goal_is_mended(folder: Path) -> None:
     path = clip_of(replace(PLAIN, name="long", frames=1000, gop=20), folder)
     truth = list(full_decode(path, {500, 501, 520}))
-    with IndexedVideo(path) as video:
+    with IndexedVideo(path, MediaConfig()) as video:
         entries = list(video.index.entries)
         start = video.index.start_of(video.index.shown[500])
         entries[start] = entries[start]._replace(dts=entries[start + 60].dts)  # where the container is told to go
         video.index = replace(video.index, entries=entries)
-        assert all(torch.equal(video.rgb(f), t) for (_, f), t in zip(video.frames([500, 501, 520]), truth, strict=True))
+        assert all(
+            torch.equal(rgb(video, f), t) for (_, f), t in zip(video.frames([500, 501, 520]), truth, strict=True)
+        )
 
 
 def test_side_data_that_pyav_cannot_name(tmp_path: Path) -> None:
@@ -262,13 +270,45 @@ def test_cut_off_files_are_refused(folder: Path) -> None:
 def test_damaged_frames_are_refused(folder: Path) -> None:
     path = write_case(replace(PLAIN, name="damaged", gop=10), folder)
     data = bytearray(path.read_bytes())
-    with IndexedVideo(path) as video:
+    with IndexedVideo(path, MediaConfig()) as video:
         size = sum(entry.size for entry in video.index.entries[:50])
     middle = data.index(b"mdat") + 4 + size
     data[middle : middle + 2000] = bytes(2000)
     path.write_bytes(data)
     with pytest.raises(VideoReadError, match=r"damaged\.mp4: (packet|frame) \d+ .*(cannot be decoded|is damaged)"):
         read_video(path, replace(FRAMES, num_frames=100))
+
+
+def test_damage_that_is_painted_over_is_refused_where_decoding_is_strict(folder: Path) -> None:
+    """Packets of MPEG-TS are missing: FFmpeg gives frames for all that is left, some of them made up."""
+    path = write_case(replace(PLAIN, name="missing packets", suffix=".ts", gop=100), folder)
+    data = path.read_bytes()
+    path.write_bytes(data[: 188 * 30] + data[188 * 33 :])
+    clip = read_video(path, FRAMES, media=MediaConfig(strict_decoding=False))
+    assert len(clip.frames) == 16
+    with pytest.raises(VideoReadError, match="damage"):
+        read_video(path, FRAMES)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_pixels": 96 * 64 - 1}, "its frames have 96 x 64 pixels, more than media.max_pixels 6,143"),
+        ({"max_seconds": 3.3}, "it lasts 3 s by its header, more than media.max_seconds 3"),
+    ],
+)
+def test_what_is_too_large_is_refused(limits: dict, message: str, folder: Path) -> None:
+    with pytest.raises(VideoReadError, match=message):
+        read_video(clip_of(PLAIN, folder), FRAMES, media=MediaConfig(**limits))
+    Image.new("RGB", (97, 64)).save(folder / "large.png")
+    with pytest.raises(VideoReadError, match=r"97 x 64 pixels, more than media\.max_pixels 6,144"):
+        read_image(folder / "large.png", FRAMES, media=MediaConfig(max_pixels=96 * 64))
+
+
+@pytest.mark.parametrize("limits", [{"timeout": 0}, {"max_pixels": -1}, {"max_seconds": float("inf")}])
+def test_limits_are_positive_numbers(limits: dict) -> None:
+    with pytest.raises(ValueError, match="it must be a positive number"):
+        MediaConfig(**limits)
 
 
 def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
@@ -279,13 +319,16 @@ def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("not a video")
     with pytest.raises(VideoReadError, match=r"text\.mp4: it cannot be opened as a video"):
         probe_video(tmp_path / "text.mp4")
-    with av.open(str(tmp_path / "sound.wav"), "w") as container:
+    (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nclip.ts\n#EXT-X-ENDLIST\n")
+    with pytest.raises(VideoReadError, match=r"list\.m3u8: it cannot be opened as a video \(its format is none of mov"):
+        read_video(tmp_path / "list.m3u8", FRAMES)
+    with av.open(str(tmp_path / "sound.mov"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         sound.sample_rate = 8000
         container.mux(stream.encode(sound))
-    with pytest.raises(VideoReadError, match=r"sound\.wav: it has no video stream"):
-        read_video(tmp_path / "sound.wav", FRAMES)
+    with pytest.raises(VideoReadError, match=r"sound\.mov: it has no video stream"):
+        read_video(tmp_path / "sound.mov", FRAMES)
     with av.open(str(tmp_path / "empty.mp4"), "w", container_options={"movflags": "empty_moov"}) as container:
         stream = container.add_stream("mpeg4", rate=25)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
@@ -341,7 +384,7 @@ def test_torchcodec_without_ffmpeg_does_not_blame_the_file(folder: Path, monkeyp
     monkeypatch.setitem(sys.modules, "torchcodec", types.ModuleType("torchcodec"))
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", module)
     with pytest.raises(ImportError, match=r"Install FFmpeg's shared libraries .* or use `reader: pyav`"):
-        read_video(clip_of(PLAIN, folder), FRAMES, reader="torchcodec")
+        read_video(clip_of(PLAIN, folder), FRAMES, reader="torchcodec", media=MediaConfig(timeout=None))
 
 
 def test_every_reader_name_is_listed() -> None:
