@@ -112,7 +112,7 @@ def _validated_fields(data: Mapping[str, Any], require_process: bool) -> dict[st
 def _check_plain(value: Any, name: str, depth: int) -> None:
     """Refuse what JSON cannot carry back, or what tokenizers and logs stumble over much later."""
     if depth > MAX_DEPTH:
-        raise ValueError(f"{name} is nested more than {MAX_DEPTH} levels deep. Flatten the field or remove it.")
+        raise UserError(f"{name} is nested more than {MAX_DEPTH} levels deep. Flatten the field or remove it.")
     if isinstance(value, dict):
         for key, item in value.items():
             _check_plain(key, f"the name {key!r}", depth)
@@ -121,9 +121,9 @@ def _check_plain(value: Any, name: str, depth: int) -> None:
         for number, item in enumerate(value):
             _check_plain(item, f"{name}[{number}]", depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name} is {value}, which JSON cannot hold. Write null or a number.")
+        raise UserError(f"{name} is {value}, which JSON cannot hold. Write null or a number.")
     elif isinstance(value, str) and (half := _HALF_SURROGATE.search(value)):
-        raise ValueError(
+        raise UserError(
             f"{name} holds {half[0]!r}, half of a character, which no text file can hold. Correct its encoding."
         )
 

@@ -7,6 +7,7 @@ Imports no torch.
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import pickle
@@ -38,9 +39,11 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prepare_libraries(answers)
     with os.fdopen(requests, "rb") as incoming, os.fdopen(answers, "wb", buffering=0) as outgoing:
+        gc.freeze()  # what is imported stays, and need not be looked through after each file
         outgoing.write(b"\0")  # ready
         while head := incoming.read(4):
             _serve(pickle.loads(incoming.read(int.from_bytes(head, "big"))), outgoing)
+            gc.collect()  # PyAV's containers and streams refer to each other, and their buffers are large
 
 
 def _serve(request: ReadRequest, outgoing: BinaryIO) -> None:
