@@ -1,4 +1,4 @@
-"""Whole runs and runs resumed from their checkpoints, many in one start of torchrun; the tests compare what they left."""
+"""Whole runs and resumed runs, many in one start of torchrun; the tests compare what they left."""
 
 import json
 import os
