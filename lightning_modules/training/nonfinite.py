@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -22,8 +22,7 @@ from rewards.suite import NonFiniteScoreError
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
-
-    from lightning_modules.policy_module import PolicyModule
+    from torch import nn
 
 OnNonfinite = Literal["stop", "skip"]
 SKIPPED_KEY = "skipped_steps"
@@ -57,6 +56,16 @@ class GuardConfig:
                 f"model.guard.max_skipped_steps is {self.max_skipped_steps}; it must be >= 1 (on_nonfinite: stop skips "
                 "none)."
             )
+
+
+class GuardedModule(Protocol):
+    """What the guard looks at in a module that trains a policy."""
+
+    @property
+    def trainer(self) -> Trainer: ...
+
+    @property
+    def policy(self) -> nn.Module: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +124,7 @@ class NonFiniteGuard:
             self._rollout_fault = str(error)
 
     def allows(
-        self, module: PolicyModule, *, loss: float = 0.0, grad_norm: float = 0.0, advantages: Tensor | None = None
+        self, module: GuardedModule, *, loss: float = 0.0, grad_norm: float = 0.0, advantages: Tensor | None = None
     ) -> bool:
         """Whether the optimizer may use this step; all ranks call it together and get the same answer.
 
@@ -145,7 +154,7 @@ class NonFiniteGuard:
         self._losses, self._batches, self._rollout_fault = [], [], None
         return allowed
 
-    def _judge(self, module: PolicyModule, own: list[str], shared: list[str], advantages: Tensor | None) -> None:
+    def _judge(self, module: GuardedModule, own: list[str], shared: list[str], advantages: Tensor | None) -> None:
         """Write the batches of the ranks at fault, then stop the run or count the step as skipped."""
         trainer = module.trainer
         stored = StoredBatch(
