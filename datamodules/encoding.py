@@ -82,9 +82,7 @@ class PromptEncoder:
         Raises:
             UserError: the text holds a media token of its own, or the prompt is too long.
         """
-        text = self.tokenizer.apply_chat_template(
-            self.template.messages(record), tokenize=False, add_generation_prompt=True
-        )
+        text = self.template.text(record, self.tokenizer)
         ids = torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids)
         vision = None if clip is None else self._encode_clip(clip)
         ids = self._expand_media(ids, vision, record)

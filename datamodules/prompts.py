@@ -9,12 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from string import Formatter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datamodules.types import VideoRecord
 from rewards.answer_format import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
 from rewards.errors import UserError
 from rewards.types import ProblemType
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DEFAULT_INSTRUCTION = (
     "Think it through step by step before you answer, and look back at what you see where that helps. "
@@ -109,6 +112,12 @@ class PromptTemplate:
         if self.system is None:
             return [user]
         return [{"role": "system", "content": [_text_item(self.system)]}, user]
+
+    def text(self, record: VideoRecord, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The prompt in the tokenizer's chat template, generation marker included, one token for the media."""
+        text = tokenizer.apply_chat_template(self.messages(record), tokenize=False, add_generation_prompt=True)
+        assert isinstance(text, str)
+        return text
 
     def target(self, record: VideoRecord) -> str:
         """What fine-tuning teaches: chain of thought and answer, with their tags.

@@ -16,11 +16,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from datamodules.types import DataType, VideoRecord
+from datamodules.types import VideoRecord
 from datamodules.video.types import printable
 from rewards.answer_format import parse_response, wrap_answer, wrap_think
 from rewards.errors import UserError
-from rewards.types import ProblemType
+from rewards.types import DataType, ProblemType
 
 _KNOWN_FIELDS = frozenset(item.name for item in fields(VideoRecord)) - {"extra", "file", "line"}
 _DATA_TYPES = get_args(DataType)

@@ -87,7 +87,8 @@ class RecordFile(Sequence[VideoRecord]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, index: int) -> VideoRecord:
+    # No slices: a file is read one record at a time.
+    def __getitem__(self, index: int) -> VideoRecord:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Read record `index` from the file; errors as `raw`."""
         index = _checked_index(index, len(self))
         line = int(self._places[index, 0])
@@ -142,7 +143,7 @@ class RecordSet(Sequence[VideoRecord]):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> VideoRecord:
+    def __getitem__(self, index: int) -> VideoRecord:  # pyright: ignore[reportIncompatibleMethodOverride]
         index = _checked_index(index, len(self))
         number = bisect.bisect_right(self._ends, index)
         return self.files[number][index - (self._ends[number - 1] if number else 0)]
@@ -219,7 +220,7 @@ def _list_elements(path: Path, require_process: bool) -> Iterator[tuple[Place, V
 
 
 def _after_space(text: str, position: int) -> int:
-    return _SPACE.match(text, position).end()
+    return next(_SPACE.finditer(text, position)).end()  # matches at once, nothing if need be
 
 
 def _existing_file(path: str | Path) -> Path:

@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from datamodules.video.types import printable
-from rewards.types import ProblemType
-
-DataType = Literal["video", "image", "text"]
+from rewards.types import DataType, ProblemType
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from rewards.errors import UserError
 from rewards.types import EncoderDtype
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, SiglipModel
     from transformers.processing_utils import ProcessorMixin
 
 MODEL_TYPES = ("siglip", "siglip2")
@@ -101,7 +101,7 @@ class ImageTextEncoder:
             raise UserError(f"The processor of {self.model_name_or_path!r} cannot be read: {error}") from error
 
     @cached_property
-    def model(self) -> PreTrainedModel:
+    def model(self) -> SiglipModel:
         """The towers: frozen, in evaluation mode, on the device."""
         from transformers import AutoModel
 

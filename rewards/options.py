@@ -93,8 +93,8 @@ def chosen_letter(answer: str, options: Sequence[str] = ()) -> str | None:
 
 def _texts_by_letter(options: Sequence[str]) -> dict[str, str]:
     """Letter -> plain text; empty unless every option has both."""
-    pairs = [split_option(option) for option in options]
-    return {pair.letter: _plain(pair.text) for pair in pairs} if all(pair and pair.text for pair in pairs) else {}
+    whole = [option for option in map(split_option, options) if option and option.text]
+    return {option.letter: _plain(option.text) for option in whole} if len(whole) == len(options) else {}
 
 
 def _plain(text: str) -> str:

@@ -152,7 +152,7 @@ class SemanticReward(Reward):
     def score(self, group: RewardInput, raw: Mapping[str, Sequence[float]]) -> list[float]:
         spans = self._spans(group, raw)
         distinct = list(dict.fromkeys(span for span in spans if span is not None))
-        if not distinct:
+        if group.frames is None or not distinct:
             return [0.0] * len(spans)
         clip = self._clip_vectors(group.frames)
         texts = dict(zip(distinct, self.encoder.encode_texts(distinct), strict=True))
@@ -160,8 +160,6 @@ class SemanticReward(Reward):
 
     def _spans(self, group: RewardInput, raw: Mapping[str, Sequence[float]]) -> list[str | None]:
         """The text to compare, per completion; None where the score is 0 without looking."""
-        if group.frames is None:
-            return [None] * len(group.completions)
         is_open = [True] * len(group.completions) if self.gate is None else [score > 0 for score in raw[self.gate]]
         spans = [reasoning_span(completion) for completion in group.completions]
         return [
@@ -190,7 +188,7 @@ class SemanticReward(Reward):
 def _digest(frames: Tensor) -> bytes:
     """Identifies a clip by its sizes and every byte, in a few milliseconds for a clip of training size."""
     digest = hashlib.blake2b(repr(list(frames.shape)).encode(), digest_size=16)
-    digest.update(frames.cpu().contiguous().numpy())
+    digest.update(frames.cpu().contiguous().numpy().data)
     return digest.digest()
 
 

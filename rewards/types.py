@@ -15,6 +15,7 @@ from rewards.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+DataType = Literal["video", "image", "text"]
 EncoderDtype = Literal["float32", "bfloat16", "float16"]
 """Of the weights and the computation of an image-text encoder."""
 

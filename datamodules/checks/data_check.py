@@ -142,8 +142,7 @@ def text_token_counter(tokenizer: PreTrainedTokenizerBase, template: PromptTempl
     """For `check_data`: tokens of a record's prompt besides its vision tokens, generation marker included."""
 
     def count(record: VideoRecord) -> int:
-        text = tokenizer.apply_chat_template(template.messages(record), tokenize=False, add_generation_prompt=True)
-        tokens = len(tokenizer(text, add_special_tokens=False).input_ids)
+        tokens = len(tokenizer(template.text(record, tokenizer), add_special_tokens=False).input_ids)
         return tokens - (record.data_type != "text")  # the template writes one token for the media
 
     return count
@@ -248,11 +247,11 @@ def _gold_input(record: VideoRecord) -> RewardInput:
 
 def _foreign_letter(record: VideoRecord) -> list[Finding]:
     """A multiple choice whose gold answer is the letter of none of its listed options."""
-    options = [split_option(option) for option in record.options]
-    if record.problem_type is not ProblemType.MULTIPLE_CHOICE or not options or None in options:
+    letters = [option.letter for option in map(split_option, record.options) if option]
+    if record.problem_type is not ProblemType.MULTIPLE_CHOICE or not letters or len(letters) < len(record.options):
         return []
     answer = parse_response(record.solution).answer
-    if answer in [option.letter for option in options]:
+    if answer in letters:
         return []
     message = f"the gold answer is {answer!r}, the options are {', '.join(map(repr, record.options))}"
     return [Finding(kind="gold answer is no option", where=record.where, message=message)]

@@ -77,7 +77,7 @@ class DataReport(Report):
         return "\n".join([*lines, "", *_rendered_findings("problems", self.problems)])
 
     def _quantiles(self) -> list[tuple[str, ...]]:
-        rows = [("", "min", "50%", "90%", "99%", "max")]
+        rows: list[tuple[str, ...]] = [("", "min", "50%", "90%", "99%", "max")]
         for name in ("vision", "text", "total"):
             values = [getattr(size, name) for size in self.sizes]
             levels = np.quantile(values, _QUANTILES, method="higher")

@@ -18,9 +18,8 @@ import numpy as np
 
 from datamodules.synthetic.generated_folder import publish_folder
 from datamodules.synthetic.scene import COLORS, FRAMES, SIZE, Flash, Scene, Shape, render, write_clip
-from datamodules.types import DataType
 from rewards.errors import UserError
-from rewards.types import ProblemType
+from rewards.types import DataType, ProblemType
 
 Task = Literal["order", "count"]
 

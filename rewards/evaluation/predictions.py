@@ -16,6 +16,7 @@ from rewards.answer_format import parse_response
 from rewards.errors import UserError
 from rewards.evaluation.metrics import ScoredItem
 from rewards.evaluation.scoring import BenchmarkScoring, ScoringRule, score_item
+from rewards.types import DataType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,7 @@ class Question:
     """Unique within the benchmark."""
     problem_type: str
     """One of `ProblemType`."""
-    data_type: str
-    """video, image or text."""
+    data_type: DataType
     question: str
     """The record's `problem`; options may stand in it."""
     options: list[str] = field(default_factory=list)

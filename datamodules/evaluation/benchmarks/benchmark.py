@@ -72,9 +72,9 @@ class Benchmark(BenchmarkScoring):
             record: of this benchmark.
             seconds: how long its video lasts; None where that is not known, and then it is not compared.
         """
-        duration = self.category(record, "duration") if self.durations and seconds is not None else None
-        if duration in self.durations:
-            least, most = self.durations[duration]
+        if seconds is not None and self.durations:
+            duration = self.category(record, "duration")
+            least, most = self.durations.get(duration or "", (seconds, seconds))
             if not least <= seconds <= most:
                 return (
                     f"the video lasts {seconds:,.0f} s, but {self.title} counts it as {duration!r} ({least:,.0f} to "
