@@ -22,6 +22,8 @@ from rewards.options import option_letters
 from rewards.types import ProblemType
 
 ChoiceScoring = Literal["generate", "likelihood"]
+Asked = tuple[BenchmarkItem, EncodedPrompt]
+"""A question that can be asked, and its prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,34 +42,36 @@ class Answerer:
     def outcomes(self, batch: BenchmarkBatch) -> dict[ItemKey, Outcome]:
         """What became of each item of a batch whose prompts have positions and are on the device."""
         outcomes: dict[ItemKey, Outcome] = {}
-        written, chosen, letters = [], [], []
+        written: list[Asked] = []
+        chosen: list[Asked] = []
+        letters = []
         for item in batch.items:
-            if item.failure is not None:
+            if item.prompt is None:
                 outcomes[item.key] = Outcome(failure=item.failure)
             elif self.choice_scoring == "generate" or item.record.problem_type is not ProblemType.MULTIPLE_CHOICE:
-                written.append(item)
+                written.append((item, item.prompt))
             else:
                 try:
                     letters.append(_offered_letters(item.record))
                 except ValueError as error:
                     outcomes[item.key] = Outcome(failure=str(error))
                     continue
-                chosen.append(item)
+                chosen.append((item, item.prompt))
         return outcomes | self._written(written, batch) | self._chosen(chosen, letters)
 
-    def _written(self, items: Sequence[BenchmarkItem], batch: BenchmarkBatch) -> dict[ItemKey, Outcome]:
-        if not items:
+    def _written(self, asked: Sequence[Asked], batch: BenchmarkBatch) -> dict[ItemKey, Outcome]:
+        if not asked:
             return {}
         prompts = batch.prompts
-        if len(items) < len(prompts):
-            prompts = self.policy.collate([item.prompt for item in items]).to(self.device)
-        seeds = [sample_seed(self.seed, 0, f"{item.key.benchmark}/{item.record.problem_id}") for item in items]
+        if prompts is None or len(asked) < len(prompts):
+            prompts = self.policy.collate([prompt for _, prompt in asked]).to(self.device)
+        seeds = [sample_seed(self.seed, 0, f"{item.key.benchmark}/{item.record.problem_id}") for item, _ in asked]
         groups = self.engine.generate(prompts, self.sampling, group_size=1, seeds=seeds)
         outcomes = {}
-        for item, group in zip(items, groups, strict=True):
+        for (item, prompt), group in zip(asked, groups, strict=True):
             (completion,) = group.completions
             outcomes[item.key] = replace(
-                _seen(item.prompt),
+                _seen(prompt),
                 completion=completion.text,
                 answer=predicted_answer(completion.text),
                 well_formed=parse_response(completion.text).well_formed,
@@ -76,14 +80,14 @@ class Answerer:
             )
         return outcomes
 
-    def _chosen(self, items: Sequence[BenchmarkItem], letters: Sequence[Sequence[str]]) -> dict[ItemKey, Outcome]:
-        if not items:
+    def _chosen(self, asked: Sequence[Asked], letters: Sequence[Sequence[str]]) -> dict[ItemKey, Outcome]:
+        if not asked:
             return {}
-        prompts = [item.prompt for item in items]
+        prompts = [prompt for _, prompt in asked]
         scored = option_logprobs(self.policy, prompts, letters, answer_prefix=self.answer_prefix, device=self.device)
         return {
-            item.key: replace(_seen(item.prompt), answer=likeliest(logprobs), option_logprobs=logprobs)
-            for item, logprobs in zip(items, scored, strict=True)
+            item.key: replace(_seen(prompt), answer=likeliest(logprobs), option_logprobs=logprobs)
+            for (item, prompt), logprobs in zip(asked, scored, strict=True)
         }
 
 

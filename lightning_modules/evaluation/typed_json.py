@@ -16,7 +16,7 @@ Form = TypeVar("Form")
 
 def as_text(value: Any) -> str:
     """A dataclass or plain value as indented JSON with a line feed at its end; equal values give equal bytes."""
-    plain = asdict(value) if is_dataclass(value) else value
+    plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
     return json.dumps(plain, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
 
 
@@ -55,7 +55,7 @@ def _built(form: Any, value: Any, place: str) -> Any:
     if origin in (Union, types.UnionType):
         (inner,) = (argument for argument in arguments if argument is not types.NoneType)
         return None if value is None else _built(inner, value, place)
-    if is_dataclass(form):
+    if isinstance(form, type) and is_dataclass(form):
         names = [field.name for field in fields(form)]
         if not isinstance(value, dict) or value.keys() != set(names):
             found = sorted(value) if isinstance(value, dict) else value

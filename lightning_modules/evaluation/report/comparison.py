@@ -38,7 +38,7 @@ def comparison_section(run: EvaluationRun, other: EvaluationRun) -> Section:
         UserError: the runs have no benchmark or no scoring rule in common, or such a benchmark has other items.
     """
     shared = [benchmark for benchmark in run.predictions if benchmark in other.predictions]
-    rules = [rule for rule in run.rules if rule in other.rules]
+    rules: list[ScoringRule] = [rule for rule in run.rules if rule in other.rules]
     if not shared or not rules:
         held = (f"{', '.join(each.predictions)} under {', '.join(each.rules)}" for each in (run, other))
         raise UserError(
@@ -149,15 +149,15 @@ def _knowledge_gain(run: EvaluationRun, other: EvaluationRun, rules: Sequence[Sc
     field = next(name for name, value in tracks["after"][0].categories.items() if value == "Adaptation")
     found = []
     for rule in rules:
-        gained = {name: each.score("videommmu", rule, f"{field}/Adaptation").value for name, each in runs.items()}
-        if None in gained.values():
+        before, after = (each.score("videommmu", rule, f"{field}/Adaptation").value for each in (other, run))
+        if before is None or after is None:
             continue
-        if gained["before"] == 100:
+        if before == 100:
             found.append(f"VideoMMMU, {rule}: all Adaptation questions were right without the lecture.")
         else:
             found.append(
-                f"VideoMMMU's knowledge gain, {rule}: {delta_knowledge(**gained):+.1f} % (Adaptation "
-                f"{gained['before']:.1f} % on question-only clips, {gained['after']:.1f} % with the lecture)."
+                f"VideoMMMU's knowledge gain, {rule}: {delta_knowledge(before, after):+.1f} % (Adaptation "
+                f"{before:.1f} % on question-only clips, {after:.1f} % with the lecture)."
             )
     return found
 

@@ -20,8 +20,9 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#$&])")
 
 def render_html(title: str, lead: str, sections: Sequence[Section], examples: Sequence[Example]) -> str:
     """The whole file: no external resource, all data escaped. The examples stand in the section `examples`."""
+    loader = PackageLoader("lightning_modules.evaluation.report", "")
     environment = Environment(
-        loader=PackageLoader(__package__, ""),
+        loader=loader,
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -29,7 +30,7 @@ def render_html(title: str, lead: str, sections: Sequence[Section], examples: Se
     )
     environment.filters |= {"across": across, "base64": _base64, "bounded": bounded}
     environment.tests |= {"score": lambda cell: isinstance(cell, Score), "table": lambda each: isinstance(each, Table)}
-    style, script = (environment.loader.get_source(environment, name)[0] for name in ("page.css", "page.js"))
+    style, script = (loader.get_source(environment, name)[0] for name in ("page.css", "page.js"))
     # Only our own script and style may run: even markup that slipped through could neither act nor load anything.
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "

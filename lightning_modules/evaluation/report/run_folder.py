@@ -51,6 +51,7 @@ class EvaluationRun:
         mean, scale = self.means(benchmark, rule)[name], PERCENT[rule]
         if mean.value is None:
             return Score(value=None)
+        assert mean.low is not None and mean.high is not None, "results.json gives every value an interval"
         return Score(value=mean.value * scale, interval=(mean.low * scale, mean.high * scale))
 
     def without_folders(self, text: str, *roots: Path) -> str:

@@ -93,7 +93,9 @@ _ONE_NUMBER = (
 
 def _failed_as_wrong(run: EvaluationRun, benchmark: str, rule: ScoringRule, name: str) -> Score:
     items = [replace(item, score=item.score or 0.0) for item in scored_items(run.predictions[benchmark], rule)]
-    return Score(value=aggregate(BENCHMARKS[benchmark], rule, items)[name].value * PERCENT[rule])
+    mean = aggregate(BENCHMARKS[benchmark], rule, items)[name].value
+    assert mean is not None, "each of its items has a score now"
+    return Score(value=mean * PERCENT[rule])
 
 
 def _items_table(run: EvaluationRun) -> Table:
@@ -146,7 +148,7 @@ def _breakdown_title(benchmark: str, field: str) -> str:
 
 
 def _breakdown(run: EvaluationRun, benchmark: str, title: str, names: Sequence[str]) -> Table:
-    rules = [rule for rule in run.rules if any(name in run.means(benchmark, rule) for name in names)]
+    rules: list[ScoringRule] = [rule for rule in run.rules if any(name in run.means(benchmark, rule) for name in names)]
     rows = []
     for name in names:
         row: list[Cell] = [name.split("/", 1)[-1]]

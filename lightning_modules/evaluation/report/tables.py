@@ -80,7 +80,7 @@ class Table:
         scores = [score for column in self.plotted.values() for score in column]
         if not any(score.signed for score in scores):
             return 0, 100
-        furthest = max(abs(bound) for score in scores for bound in score.interval)
+        furthest = max(abs(bound) for score in scores for bound in score.interval or ())
         reach = next((reach for reach in (1, 2, 5, 10, 20, 50) if furthest <= reach), 100)
         return -reach, reach
 
