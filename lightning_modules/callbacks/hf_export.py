@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -11,7 +12,15 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_modules.policy.export import EXPORT_MARKS, replaceable
 from lightning_modules.training.shared_folder import shared_folder
+from lightning_modules.training.trainer_attributes import is_fast_dev_run
 from rewards.errors import UserError
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """A module that writes itself as a Hugging Face folder; all ranks call, rank 0 writes."""
+
+    def export_pretrained(self, path: Path) -> None: ...
 
 
 class HFExport(Callback):
@@ -39,7 +48,7 @@ class HFExport(Callback):
         """
         if stage != TrainerFn.FITTING:
             return
-        if not callable(getattr(pl_module, "export_pretrained", None)):
+        if not isinstance(pl_module, Exportable):
             raise UserError(
                 f"HFExport needs a module with export_pretrained(path); {type(pl_module).__name__} has none. "
                 "Remove the callback or add the method."
@@ -53,9 +62,10 @@ class HFExport(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not on_fit_end: by then the strategy has moved the parameters to the CPU, where shards cannot be gathered.
-        if trainer.fast_dev_run:
+        if is_fast_dev_run(trainer):
             rank_zero_info("HFExport exports nothing in a fast_dev_run.")
             return
+        assert isinstance(pl_module, Exportable), "checked in setup"
         folder = self._folder(trainer)
         with shared_folder(trainer.strategy, folder) as partial:
             pl_module.export_pretrained(partial)

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_modules.evaluation.journal import Journal
+from lightning_modules.training.trainer_attributes import is_fast_dev_run
 from rewards.errors import UserError
 
 Row = dict[str, Any]
@@ -42,7 +43,7 @@ class PredictionWriter(Callback):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        if trainer.fast_dev_run:
+        if is_fast_dev_run(trainer):
             rank_zero_info("PredictionWriter writes nothing in a fast_dev_run.")
             return
         self._journal.open(trainer.global_rank)

@@ -12,7 +12,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_modules.pictures.rollout_picture import rollout_picture
-from lightning_modules.rollouts.sample import RolloutSample
+from lightning_modules.rollouts.sample import RolloutSample, latest_rollouts
+from lightning_modules.training.trainer_attributes import is_fast_dev_run
 from rewards.errors import UserError
 
 _ENTITIES = {ord(sign): f"&#{ord(sign)};" for sign in string.punctuation}
@@ -45,7 +46,7 @@ class RolloutPictures(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # fast_dev_run replaces all loggers; there is nothing to warn about.
-        if self._checked or trainer.fast_dev_run:
+        if self._checked or is_fast_dev_run(trainer):
             return
         self._checked = True
         if not _writers(trainer):
@@ -56,7 +57,7 @@ class RolloutPictures(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        sample = _latest(pl_module)
+        sample = latest_rollouts(pl_module)
         # A batch may hold several optimizer steps, so the count can jump over a multiple of the interval.
         period = trainer.global_step // self.every_n_steps
         if sample is None or period == self._period:
@@ -67,7 +68,7 @@ class RolloutPictures(Callback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validated = []
-        self._known = _latest(pl_module)
+        self._known = latest_rollouts(pl_module)
 
     def on_validation_batch_end(
         self,
@@ -78,7 +79,7 @@ class RolloutPictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        sample = _latest(pl_module)
+        sample = latest_rollouts(pl_module)
         # The rollouts that training left behind are not validation's.
         if sample is None or sample is self._known:
             return
@@ -123,10 +124,6 @@ def escaped(text: str) -> str:
     """`text` as Markdown that renders to `text`: all punctuation as HTML entities, line breaks and indents kept."""
     lines = text.expandtabs(4).translate(_ENTITIES).split("\n")
     return "  \n".join(re.sub(r"^ +", lambda indent: "&nbsp;" * len(indent[0]), line) for line in lines)
-
-
-def _latest(pl_module: pl.LightningModule) -> RolloutSample | None:
-    return getattr(pl_module, "last_rollouts", None)
 
 
 def _writers(trainer: pl.Trainer) -> list[TensorBoardLogger]:

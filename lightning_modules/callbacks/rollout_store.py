@@ -14,7 +14,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules.whole_files import whole_file
 from lightning_modules.rollout_log.stored_rows import Row, as_table, stored_rows
-from lightning_modules.rollouts.sample import RolloutSample
+from lightning_modules.rollouts.sample import RolloutSample, latest_rollouts
+from lightning_modules.training.trainer_attributes import is_fast_dev_run
 from rewards.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class RolloutStore(Callback):
             raise UserError(f"RolloutStore.output is {folder}, which is not a folder. Choose another one.")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.fast_dev_run:
+        if is_fast_dev_run(trainer):
             rank_zero_info("RolloutStore stores nothing in a fast_dev_run.")
             return
         self._folder = self._output_folder(trainer)
@@ -96,7 +97,7 @@ class RolloutStore(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._sample_before = pl_module.last_rollouts
+        self._sample_before = latest_rollouts(pl_module)
         self._step_before = trainer.global_step
 
     def on_train_batch_end(
@@ -137,7 +138,7 @@ class RolloutStore(Callback):
         """Gather what the batch in progress has left behind, if it has."""
         if self._folder is None or self._step_before is None:
             return
-        sample, step = pl_module.last_rollouts, trainer.global_step
+        sample, step = latest_rollouts(pl_module), trainer.global_step
         # A batch may hold several optimizer steps, so the count can jump over a multiple of the interval.
         reached = step // self.every_n_steps > self._step_before // self.every_n_steps
         if sample is not None and sample is not self._sample_before and reached:
@@ -171,7 +172,9 @@ def _set_aside(path: Path, first: int, step: int, rank: int) -> None:
     if first <= step:
         import pyarrow.parquet
 
-        kept = pyarrow.parquet.read_table(path, filters=[("step", "<=", step)], partitioning=None)
+        chosen = [("step", "<=", step)]
+        # None is documented, but pyarrow has no annotations and the default is a string.
+        kept = pyarrow.parquet.read_table(path, filters=chosen, partitioning=None)  # pyright: ignore[reportArgumentType]
         _write_table(kept, path.with_name(_file_name(first, max(kept["step"].to_pylist()), rank)))
     path.rename(aside)
     rank_zero_info(f"{path.name} holds steps after {step}, where this run starts; it is now {aside.name}.")

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -114,10 +114,10 @@ class Watchdog(Callback):
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._enter(trainer.state.stage.value, step=trainer.global_step + 1, records=records_of(batch))
+        self._enter(_stage(trainer), step=trainer.global_step + 1, records=records_of(batch))
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        self._enter(f"{trainer.state.stage.value}, waiting for the next batch")
+        self._enter(f"{_stage(trainer)}, waiting for the next batch")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._enter("end of validation")
@@ -129,7 +129,7 @@ class Watchdog(Callback):
         self._stop()
         _say(f"{self._rank} failed {self._place()}\n  {type(exception).__name__}: {exception}")
         if self._several_ranks:  # the others wait for this one: it must not hang on its way out
-            faulthandler.dump_traceback_later(min(self.seconds, LEAVING_SECONDS), exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(min(self.seconds, LEAVING_SECONDS), exit=True, file=_stderr())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._stop()
@@ -143,7 +143,7 @@ class Watchdog(Callback):
             records=last.records if records is None else records,
             since=time.monotonic(),
         )
-        faulthandler.dump_traceback_later(self.seconds + LEAVING_SECONDS, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(self.seconds + LEAVING_SECONDS, exit=True, file=_stderr())
 
     def _place(self) -> str:
         last = self._progress
@@ -161,7 +161,7 @@ class Watchdog(Callback):
             "held up the others.\n"
             "  Resume with --ckpt_path last; a longer limit is Watchdog.seconds. Stacks of its threads:"
         )
-        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        faulthandler.dump_traceback(file=_stderr(), all_threads=True)
         os._exit(EXIT_CODE)
 
     def _stop(self) -> None:
@@ -169,7 +169,18 @@ class Watchdog(Callback):
         faulthandler.cancel_dump_traceback_later()
 
 
+def _stage(trainer: pl.Trainer) -> str:
+    assert trainer.state.stage is not None, "every batch belongs to a stage"
+    return trainer.state.stage.value
+
+
 def _say(message: str) -> None:
     """One write, so that lines of several ranks do not mix."""
-    sys.__stderr__.write(f"watchdog: {message}\n")
-    sys.__stderr__.flush()
+    _stderr().write(f"watchdog: {message}\n")
+    _stderr().flush()
+
+
+def _stderr() -> TextIO:
+    """The process's own, whatever stands in its place by now."""
+    assert sys.__stderr__ is not None, "only a program without a console has none"
+    return sys.__stderr__

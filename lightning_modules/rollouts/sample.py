@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_modules.rollouts.types import RolloutGroup
 from rewards.types import RewardBreakdown
@@ -31,3 +31,8 @@ class RolloutSample:
         sizes = {(len(self.groups), len(group.completions)) for group in self.groups}
         sizes |= {tuple(self.breakdown.total.shape), tuple(self.advantages.shape)}
         assert len(sizes) <= 1, f"groups, breakdown and advantages disagree about [B, G]: {sorted(sizes)}"
+
+
+def latest_rollouts(module: nn.Module) -> RolloutSample | None:
+    """What a module that samples has left behind; None for other modules, too."""
+    return getattr(module, "last_rollouts", None)
