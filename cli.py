@@ -78,7 +78,7 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
             parser.set_defaults({"trainer.use_distributed_sampler": False})
 
         def before_instantiate_classes(self) -> None:
-            if run:
+            if self.subcommand is not None:
                 given = self.config[self.subcommand]
                 _check_checkpoint(given.get("ckpt_path"))
                 if given.get("ckpt_path") == "last" and (found := last_checkpoint(given["trainer"].as_dict())):
@@ -89,7 +89,7 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
             return super().instantiate_trainer(**trainer_options(options))
 
         def instantiate_classes(self) -> None:
-            if run:
+            if self.subcommand is not None:
                 with error_messages.user_mistakes_unwrapped():
                     super().instantiate_classes()
                 supported_model_type(self.model.model_name_or_path)  # fails before any data file is read

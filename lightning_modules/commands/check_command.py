@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
-from lightning_modules.commands.run_config import ParseRun, RunConfig
+from lightning_modules.commands.run_config import ParseRun, RunConfig, summary_of
 
 
 def check_data(
@@ -87,6 +87,7 @@ def check_rewards(
             raise UserError(f"--completions is {completions!r}, which is not a file (looked from {Path.cwd()}).")
         print(score_completions_file(Path(completions), Path(output)).render())
         return
+    run = _needed(run, "rewards")
     data, model = run.build("data"), run.build("model")
     suite = getattr(model, "suite", None) or RewardSuite([AccuracyReward(), FormatReward()])
     records = chain.from_iterable(scan(file) for file in data.stage_files(stage))
@@ -147,10 +148,10 @@ def check_command(arguments: Sequence[str], *, parse: ParseRun) -> None:
     """
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog="cli.py check", description=check_command.__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="cli.py check", description=summary_of(check_command))
     subcommands = parser.add_subcommands(dest="check", metavar="CHECK")
     for name, function in CHECKS.items():
-        summary = function.__doc__.splitlines()[0]
+        summary = summary_of(function)
         subparser = ArgumentParser(description=summary)
         # Repeatable as in fit; in an option of type list[str] the second file would replace the first.
         subparser.add_argument(

@@ -101,8 +101,8 @@ class _Demo:
 
         summary = _summary(after_sft, after_grpo, self.seconds, self.seed)
         write_whole(self.output / "summary.json", json.dumps(asdict(summary), indent=2) + "\n")
-        logs = (self.output / stage / "logs" for stage in ("sft", "grpo"))
-        plot_curves(*logs, self.output / "curves.png", chance=summary.chance)
+        sft_logs, grpo_logs = (self.output / stage / "logs" for stage in ("sft", "grpo"))
+        plot_curves(sft_logs, grpo_logs, self.output / "curves.png", chance=summary.chance)
         print(_rendered(summary, after_sft, after_grpo, self.output))
 
     def _fit(self, stage: str, model: Path, train_file: Path, data: SyntheticDataset) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from lightning_modules.commands.run_config import ParseRun, RunConfig
+from lightning_modules.commands.run_config import ParseRun, RunConfig, summary_of
 
 
 def export(
@@ -74,7 +74,7 @@ def export_command(arguments: Sequence[str], *, parse: ParseRun) -> None:
     """
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog="cli.py export", description=export.__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="cli.py export", description=summary_of(export))
     parser.add_argument(
         "-c",
         "--config",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lightning_modules.commands.run_config import summary_of
+
 
 def report(
     run: str, compare: str | None = None, output: str | None = None, examples: int = 12, data_root: str | None = None
@@ -29,6 +31,6 @@ def report_command(arguments: Sequence[str]) -> None:
     """Make the report of a benchmark run."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog="cli.py report", description=report.__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="cli.py report", description=summary_of(report))
     parser.add_function_arguments(report, as_group=False, as_positional=True)
     report(**parser.parse_args(list(arguments[1:])))

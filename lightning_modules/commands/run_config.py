@@ -41,3 +41,8 @@ class RunConfig:
     def dump(self) -> str:
         """All settings as YAML text."""
         return self._cli.parser.dump(self.settings)
+
+
+def summary_of(command: Callable[..., None]) -> str:
+    """The first line of a command's docstring, for its `--help`."""
+    return (command.__doc__ or "").partition("\n")[0]
