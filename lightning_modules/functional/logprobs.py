@@ -88,8 +88,8 @@ class _ChunkedTokenStatistics(torch.autograd.Function):
         return logprobs, entropy, is_top
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_logprobs, _grad_entropy, _grad_is_top):
+    @once_differentiable  # its annotations hide the name of ctx
+    def backward(ctx, grad_logprobs, _grad_entropy, _grad_is_top):  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden, weight, targets, normalizer = ctx.saved_tensors
         head = weight.to(hidden.dtype)
         need_hidden, need_weight = ctx.needs_input_grad[:2]
@@ -109,9 +109,9 @@ class _ChunkedTokenStatistics(torch.autograd.Function):
             inside = (place >= 0) & (place < grad.shape[1])
             grad.scatter_add_(1, place.clamp(0, grad.shape[1] - 1)[:, None], -inside[:, None].to(grad.dtype))
             grad = grad.to(hidden.dtype)
-            if need_hidden:
+            if grad_hidden is not None:
                 grad_hidden += grad @ head[columns]
-            if need_weight:
+            if grad_weight is not None:
                 grad_weight[columns] = grad.T @ scaled
             del grad  # as in the forward
         return None if grad_hidden is None else (grad_hidden * scale).to(hidden.dtype), grad_weight, None, None, None

@@ -30,9 +30,9 @@ def saved_figure(output: Path, *, width: float, height: float) -> Iterator[Figur
         output: picture to write or replace; its suffix chooses the format (.png, .svg, .pdf).
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    figure.get_layout_engine().set(wspace=0.05)
+    figure = Figure(figsize=(width, height), dpi=120, layout=ConstrainedLayoutEngine(wspace=0.05))
     yield figure
     with whole_file(output, "wb") as file:
         figure.savefig(file, format=output.suffix.removeprefix(".") or "png")

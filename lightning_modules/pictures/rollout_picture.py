@@ -72,7 +72,7 @@ def _shown(total: Sequence[float]) -> dict[int, tuple[str, str]]:
 
 def _seconds_per_frame(prompt: EncodedPrompt) -> float | None:
     """From the seconds per temporal patch that the model is told; None where there is no video."""
-    if prompt.vision is None or not bool(prompt.vision.is_video[0]):
+    if prompt.vision is None or prompt.frames is None or not bool(prompt.vision.is_video[0]):
         return None
     temporal_patches = int(prompt.vision.grid_thw[0, 0])
     return float(prompt.vision.seconds_per_patch[0]) * temporal_patches / len(prompt.frames)

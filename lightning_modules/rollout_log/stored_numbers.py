@@ -5,11 +5,10 @@ Shapes: N completions, R rewards.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -61,7 +60,7 @@ class StoredNumbers:
     scores: np.ndarray
     """float64 [N, R + 1]: the total, then the raw score of each reward; NaN where a file has no such reward."""
 
-    def means(self, keys: np.ndarray) -> dict[Hashable, Means]:
+    def means(self, keys: np.ndarray) -> dict[Any, Means]:
         """Means of the completions that share a key; keys [N]."""
         return {key.item(): self._means(keys == key) for key in np.unique(keys)}
 

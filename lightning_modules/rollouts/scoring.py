@@ -58,6 +58,6 @@ def scored_answer(group: RolloutGroup, completion: Completion) -> dict[str, Any]
 def answer_sample(groups: Sequence[RolloutGroup], rows: Sequence[Mapping[str, Any]]) -> RolloutSample:
     """Evaluation answers, one per group, in the form that pictures are drawn of; they have no advantage."""
     scores = {name: torch.tensor([[float(row[name])] for row in rows]) for name in ("accuracy", "format")}
-    total = sum(scores.values())
+    total = scores["accuracy"] + scores["format"]
     breakdown = RewardBreakdown(total=total, components=scores, contributions=scores, seconds={})
     return RolloutSample(groups=list(groups), breakdown=breakdown, advantages=torch.zeros_like(total))

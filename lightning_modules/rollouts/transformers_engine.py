@@ -71,6 +71,7 @@ class TransformersEngine(RolloutEngine):
         return self._groups(batch, sampled, group_size)
 
     def _sample(self, batch: PromptBatch, config: SamplingConfig, group_size: int, seeds: Sequence[int]) -> _Sampled:
+        assert batch.next_position is not None, "call Policy.with_positions on the batch first"
         policy, device = self.policy, batch.input_ids.device
         logits, cache = policy.prefill(batch, group_size=group_size)
         logits = logits.repeat_interleave(group_size, dim=0)

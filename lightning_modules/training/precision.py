@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,8 +38,9 @@ class HalfWeights(HalfPrecision):
     def tensor_init_context(self) -> AbstractContextManager:
         return nullcontext()
 
-    def forward_context(self) -> AbstractContextManager:
-        return nullcontext()
+    @contextmanager
+    def forward_context(self) -> Iterator[None]:
+        yield
 
 
 def trainer_options(options: Mapping[str, Any]) -> dict[str, Any]:

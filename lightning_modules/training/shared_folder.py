@@ -21,6 +21,8 @@ def shared_folder(strategy: Strategy, path: Path) -> Iterator[Path]:
     """
     with ExitStack() as stack:
         partial = stack.enter_context(whole_folder(path)) if strategy.is_global_zero else None
-        yield strategy.broadcast(partial)
+        folder = strategy.broadcast(partial)
+        assert folder is not None, "rank 0 has one"
+        yield folder
         strategy.barrier("folder written")
     strategy.barrier("folder in place")
