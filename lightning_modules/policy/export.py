@@ -56,7 +56,7 @@ def write_pretrained(
         _write_adapters(model, config, path, weights, dtype)
     else:
         if getattr(model, "hf_quantizer", None) is not None:
-            base = load_weights(model.config.name_or_path, dtype=model.dtype).state_dict()
+            base = load_weights(_base_of(model), dtype=model.dtype).state_dict()
             weights = base | {name: value for name, value in weights.items() if is_adapter(name)}
         if config is not None:
             weights = merged(weights, config.lora_alpha / config.r, dtype)
@@ -73,8 +73,7 @@ def _plain(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     from transformers import AutoModelForImageTextToText
 
     config = copy.deepcopy(model.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    vars(config).pop("quantization_config", None)
     with torch.device("meta"):
         plain = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     plain.generation_config = model.generation_config
@@ -96,10 +95,17 @@ def _write_adapters(
     save_file(named, path / "adapter_model.safetensors", metadata={"format": "pt"})
     config = copy.copy(config)
     config.inference_mode = True
-    base = Path(model.config.name_or_path)
-    config.base_model_name_or_path = str(base.resolve()) if base.is_dir() else model.config.name_or_path
-    config.save_pretrained(path)
+    base = Path(_base_of(model))
+    config.base_model_name_or_path = str(base.resolve()) if base.is_dir() else _base_of(model)
+    config.save_pretrained(str(path))
     model.generation_config.save_pretrained(path)
+
+
+def _base_of(model: PreTrainedModel) -> str:
+    """Folder or name that the model was loaded from."""
+    name = model.config.name_or_path
+    assert name is not None
+    return name
 
 
 @dataclass(frozen=True, kw_only=True)

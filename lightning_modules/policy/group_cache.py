@@ -6,7 +6,8 @@ Hq and Hkv attention heads, R = Hq / Hkv, D head size.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ class GroupCache:
     """
 
     def __init__(self, prompts: DynamicCache, prompt_mask: Tensor, group_size: int) -> None:
-        self.prompts = [(layer.keys, layer.values) for layer in prompts.layers]
+        layers = cast("Sequence[Any]", prompts.layers)  # declared as those of all architectures, and as not yet filled
+        self.prompts: list[tuple[Tensor, Tensor]] = [(layer.keys, layer.values) for layer in layers]
         padded = prompt_mask == 0
         self.prompt_padding = padded[:, None, None] if bool(padded.any()) else None  # [B, 1, 1, P]
         self.length = 0

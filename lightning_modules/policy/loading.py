@@ -6,7 +6,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 
@@ -99,9 +99,10 @@ def load_weights(
     from transformers import AutoModelForImageTextToText
 
     options = {} if quantization is None else {"quantization_config": nf4_config(dtype)}
-    model, report = AutoModelForImageTextToText.from_pretrained(
+    loaded = AutoModelForImageTextToText.from_pretrained(
         model_name_or_path, dtype=dtype, output_loading_info=True, **options
     )
+    model, report = cast("tuple[PreTrainedModel, dict[str, list[str]]]", loaded)  # declared as without the report
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(

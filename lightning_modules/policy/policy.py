@@ -86,8 +86,7 @@ class Policy(nn.Module):
         if not self.vision_is_frozen:
             return batch
         if batch.vision is None:
-            weight = self.model.get_input_embeddings().weight
-            return replace(batch, vision_features=weight.new_empty(0, weight.shape[1]))
+            return replace(batch, vision_features=self._head.new_empty(0, self._head.shape[1]))
         with torch.no_grad():
             return replace(batch, vision_features=self.family.encode_vision(self.model, batch.vision))
 
@@ -207,9 +206,16 @@ class Policy(nn.Module):
             inputs_embeds=self.embed(input_ids, vision, features), position_ids=position_ids, **options
         ).last_hidden_state
 
+    @property
+    def _head(self) -> Tensor:
+        """Weight of the output projection, [V, H]."""
+        head = self.model.get_output_embeddings()
+        assert isinstance(head, nn.Linear), type(head)
+        return head.weight
+
     def _logits(self, hidden: Tensor) -> Tensor:
-        return (hidden @ self.model.get_output_embeddings().weight.T).float()
+        return (hidden @ self._head.T).float()
 
     def _statistics(self, hidden: Tensor, targets: Tensor, temperature: float) -> TokenStatistics:
-        weight = self.model.get_output_embeddings().weight
-        return token_statistics(hidden, weight, targets, temperature=temperature, chunk_size=self.logprob_chunk_size)
+        chunk_size = self.logprob_chunk_size
+        return token_statistics(hidden, self._head, targets, temperature=temperature, chunk_size=chunk_size)

@@ -73,7 +73,7 @@ class QwenVLFamily:
         tower, decoder = model.model.visual, model.model.language_model
         merger, tables = list(tower.merger.parameters()), (decoder.embed_tokens, model.get_output_embeddings())
         # Tied, input and output are one parameter.
-        embeddings = list({id(parameter): parameter for table in tables for parameter in table.parameters()}.values())
+        embeddings = list({id(p): p for table in tables if table is not None for p in table.parameters()}.values())
         rest = {id(parameter) for parameter in (*merger, *embeddings)}
         return {
             "vision_tower": [p for p in tower.parameters() if id(p) not in rest],

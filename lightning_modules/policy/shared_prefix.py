@@ -13,14 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from lightning_modules.policy.group_cache import GroupCache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ATTENTION_NAME = "shared_prefix_sdpa"
 """No "flash" or "flex" in the name: transformers switches behavior on those."""
@@ -97,12 +100,12 @@ def _buckets(lengths: tuple[int, ...], device: torch.device) -> _Buckets:
 
 
 def shared_prefix_attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float | None = None,
+    scaling: float,
     dropout: float = 0.0,
     shared_prefix: Layout | None = None,
     group_cache: GroupCache | None = None,
@@ -182,7 +185,7 @@ def _completion_attention(
     return (output if buckets.scatter is None else output[:, buckets.scatter])[None]
 
 
-def use_shared_prefix_attention(model: nn.Module) -> None:
+def use_shared_prefix_attention(model: PreTrainedModel) -> None:
     """Give the text model of a transformers model this attention; the vision tower keeps its own."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask

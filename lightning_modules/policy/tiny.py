@@ -158,7 +158,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> Qwen2Tokenizer:
     model = json.loads(trained.to_str())["model"]
     return Qwen2Tokenizer(
         vocab=model["vocab"],
-        merges=[tuple(pair) for pair in model["merges"]],
+        merges=[tuple(pair) for pair in model["merges"]],  # pyright: ignore[reportArgumentType] - declared as strings
         eos_token=END_OF_TURN,
         pad_token=END_OF_TEXT,
         extra_special_tokens=[token for token in SPECIAL_TOKENS if token not in (END_OF_TURN, END_OF_TEXT)],
@@ -197,7 +197,7 @@ def build_model(spec: TinyConfig, tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2
     """
     from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    ids = tokenizer.get_vocab()
     ends = {"bos_token_id": ids[END_OF_TEXT], "pad_token_id": ids[END_OF_TEXT]}
     config = Qwen2_5_VLConfig(
         text_config={

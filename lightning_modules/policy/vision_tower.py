@@ -9,8 +9,9 @@ Shapes: N vision patches, E hidden size of the tower, Hv heads, W windows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,14 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen2_5
 from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2
 
+Tower = qwen2_5.Qwen2_5_VisionTransformerPretrainedModel | qwen2.Qwen2VisionTransformerPretrainedModel
+
 
 class SegmentIndex(NamedTuple):
     """How a row of segments (windows, or whole temporal patches) becomes batches of equal length."""
 
-    count: int
-    """Segments; tells which index belongs to a layer."""
+    segments: int
+    """How many; tells which index belongs to a layer."""
     shapes: tuple[tuple[int, int], ...]
     """(segments, length) of each batch."""
     gather: Tensor | None
@@ -32,7 +35,7 @@ class SegmentIndex(NamedTuple):
     """int64 [N]: its inverse."""
 
 
-def segment_indices(grid_thw: list[list[int]], tower: nn.Module, device: torch.device) -> tuple[SegmentIndex, ...]:
+def segment_indices(grid_thw: list[list[int]], tower: Tower, device: torch.device) -> tuple[SegmentIndex, ...]:
     """Indices for the full and the windowed layers of one tower call over items of the given patch grids."""
     window = getattr(tower, "window_size", None)
     side = None if window is None else window // tower.spatial_merge_size // tower.patch_size
@@ -75,8 +78,10 @@ def _index(lengths: tuple[int, ...], device: torch.device) -> SegmentIndex:
     return SegmentIndex(len(lengths), shapes, gather.to(device), gather.argsort().to(device))
 
 
-class _LinearPatches:
+class _LinearPatches(nn.Module):
     """Mixin: the patch embedding as the matrix product that it is; the weight keeps its convolution shape."""
+
+    proj: nn.Conv3d
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         weight = self.proj.weight
@@ -91,22 +96,28 @@ class LinearQwen2VLPatchEmbed(_LinearPatches, qwen2.PatchEmbed):
     """Patch embedding of Qwen2-VL's tower."""
 
 
-class _BatchedSegments:
+class _BatchedSegments(nn.Module):
     """Mixin: attention over all segments of one length at once."""
+
+    config: Any
+    qkv: nn.Linear
+    proj: nn.Linear
+    num_heads: int
+    scaling: float
+    rotate: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
     def forward(
         self,
         hidden_states: Tensor,
         cu_seqlens: Tensor,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
+        *args,
         segment_indices: tuple[SegmentIndex, ...] | None = None,
         **kwargs,
     ) -> Tensor:
-        if segment_indices is None or self.config._attn_implementation != "sdpa":
-            return super().forward(
-                hidden_states, cu_seqlens=cu_seqlens, position_embeddings=position_embeddings, **kwargs
-            )
-        index = next(index for index in segment_indices if index.count == cu_seqlens.shape[0] - 1)
+        if segment_indices is None or position_embeddings is None or self.config._attn_implementation != "sdpa":
+            return super().forward(hidden_states, cu_seqlens, position_embeddings, *args, **kwargs)
+        index = next(index for index in segment_indices if index.segments == cu_seqlens.shape[0] - 1)
         query, key, value = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # [N, Hv, E / Hv]
         query, key = self.rotate(query, key, *position_embeddings)
         if index.gather is not None:

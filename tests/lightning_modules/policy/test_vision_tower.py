@@ -72,6 +72,6 @@ def test_plans_sort_segments_by_length():
     # Side 112 / 2 / 14 = 4 merged patches; 5 x 7 merged patches give windows 4x4, 4x3, 1x4, 1x3, 4 patches to a token.
     full, windowed = segment_indices([[1, 10, 14]], qwen2_5_tower(), torch.device("cpu"))
     assert full.shapes == ((1, 140),) and full.gather is None
-    assert windowed.count == 4
+    assert windowed.segments == 4
     assert windowed.shapes == ((1, 12), (1, 16), (1, 48), (1, 64))
     assert windowed.gather[windowed.scatter].tolist() == list(range(140))
