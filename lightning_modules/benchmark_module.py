@@ -19,6 +19,7 @@ from lightning_modules.evaluation.report.write import EXAMPLES, write_report
 from lightning_modules.evaluation.results import BenchmarkResults, benchmark_results, logged_values, render_table
 from lightning_modules.evaluation.run import BenchmarkRun
 from lightning_modules.policy_module import PolicyModule
+from lightning_modules.training.typed_lightning import datamodule_of, from_rank_zero, is_fast_dev_run
 from rewards.answer_format import ANSWER_OPEN
 from rewards.errors import UserError
 from rewards.evaluation.predictions import Prediction
@@ -70,7 +71,7 @@ class BenchmarkModule(PolicyModule):
         """Benchmark -> what a reader of its scores must know about this run's data."""
 
     def setup(self, stage: str) -> None:
-        data, stage = self.trainer.datamodule, TrainerFn(stage).value
+        data, stage = datamodule_of(self.trainer), TrainerFn(stage).value
         if stage not in ("validate", "test") or not isinstance(data, BenchmarkDataModule):
             raise UserError(
                 f"BenchmarkModule runs validate and test on a BenchmarkDataModule; this is {stage} on "
@@ -78,11 +79,11 @@ class BenchmarkModule(PolicyModule):
             )
         self.notes = data.check_records(self._check_record)
         self.run, self.unwritten = None, []
-        if self.trainer.fast_dev_run:
+        if is_fast_dev_run(self.trainer):
             rank_zero_info("BenchmarkModule writes nothing in a fast_dev_run.")
             return
         strategy = self.trainer.strategy
-        manifest = strategy.broadcast(self._manifest(data) if self.trainer.is_global_zero else None)
+        manifest = from_rank_zero(strategy, lambda: self._manifest(data))
         if self.expected_manifest is not None:
             for line in manifests.check_replay(self.expected_manifest, manifest):
                 rank_zero_warn(f"Another version than in the manifest: {line}; scores may differ by rounding.")
@@ -109,9 +110,10 @@ class BenchmarkModule(PolicyModule):
 
     def _answer(self, batch: BenchmarkBatch) -> list[dict[str, Any]]:
         outcomes = self._answerer().outcomes(batch)
-        scoring = self.trainer.datamodule.benchmarks
+        data = datamodule_of(self.trainer)
+        assert isinstance(data, BenchmarkDataModule), "checked in setup"
         predictions = [
-            prediction_of(item, outcomes[item.key], scoring[item.key.benchmark], self.scoring_rules)
+            prediction_of(item, outcomes[item.key], data.benchmarks[item.key.benchmark], self.scoring_rules)
             for item in batch.items
         ]
         if self.run is None:
@@ -139,7 +141,7 @@ class BenchmarkModule(PolicyModule):
         strategy = self.trainer.strategy
         self.run.journal.close()
         strategy.barrier("questions answered")
-        results, complete = strategy.broadcast(self.run.publish() if self.trainer.is_global_zero else None)
+        results, complete = from_rank_zero(strategy, self.run.publish)
         self._log(stage, results)
         if not complete:
             rank_zero_info(f"Not all questions are answered; the same command goes on from {self.output}.")

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.encoding import join_vision
 from datamodules.sampler import sample_seed
@@ -66,6 +68,8 @@ class GRPOModule(PolicyModule):
     """
 
     train_format = "prompts"
+    update: PolicyUpdate
+    """Made by `configure_model`."""
 
     def __init__(
         self,
@@ -101,7 +105,6 @@ class GRPOModule(PolicyModule):
         self.max_grad_norm = max_grad_norm
         self.reference_sync_steps = reference_sync_steps
         self.reference: ReferencePolicy | None = None
-        self.update: PolicyUpdate | None = None
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -147,26 +150,25 @@ class GRPOModule(PolicyModule):
         if not self.guard.allows(self):
             self._take_empty_steps()
             return
-        advantages = group_relative_advantages(
-            breakdown.total, self.advantage_scale, all_rewards=self.all_gather(breakdown.total.to(self.device)).cpu()
-        )
+        all_rewards = self.trainer.strategy.all_gather(breakdown.total.to(self.device)).cpu()
+        advantages = group_relative_advantages(breakdown.total, self.advantage_scale, all_rewards=all_rewards)
         with self.timer.phase("update"):
             update_metrics = self._update(batch, groups, advantages)
         self.engine.sync_weights()
-        if self.reference_sync_steps is not None:
-            self._sync_reference(self.reference_sync_steps)
+        self._sync_reference()
         self.last_rollouts = RolloutSample(groups=groups, breakdown=breakdown, advantages=advantages)
         rollout = rollout_metrics(groups, breakdown, advantages)
         self._log_step({**rollout, **update_metrics, "train/redrawn_groups": redrawn}, token_count(groups))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        if self.reference_sync_steps is not None:  # the initial model can be loaded again
+        # The initial model can be loaded again.
+        if self.reference is not None and self.reference_sync_steps is not None:
             checkpoint[CHECKPOINT_KEY] = self.reference.weights()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        if self.reference_sync_steps is not None:
+        if self.reference is not None and self.reference_sync_steps is not None:
             self.reference.restore(checkpoint)
 
     def _frozen_copy(self) -> Policy:
@@ -191,9 +193,10 @@ class GRPOModule(PolicyModule):
         seeds = self._rollout_seeds(batch, SHUFFLED_ATTEMPT)
         geometry = self.policy.family.geometry
         prompts = [shuffled_prompt(batch.prompts[i], geometry, seeds[i]) for i in places]
-        media = join_vision([prompt.vision for prompt in prompts]).to(self.device)
+        media = join_vision([prompt.vision for prompt in prompts])
+        assert media is not None, "every video has patches"
         # Tokens, grids and so positions are those of the frames in order; pixels and their features are not.
-        shuffled = replace(batch.select(places), prompts=prompts, vision=media, vision_features=None)
+        shuffled = replace(batch.select(places), prompts=prompts, vision=media.to(self.device), vision_features=None)
         count = max(1, round(fraction * self.group_size))
         groups = self.engine.generate(shuffled, self.sampling, group_size=count, seeds=[seeds[i] for i in places])
         for place, group in zip(places, groups, strict=True):
@@ -228,7 +231,7 @@ class GRPOModule(PolicyModule):
 
     def _update(self, batch: PromptBatch, groups: Sequence[RolloutGroup], advantages: Tensor) -> dict[str, float]:
         """Take `inner_epochs` optimizer steps on one rollout; returns what to log of the first."""
-        optimizer, strategy = self.optimizers(), self.trainer.strategy
+        strategy, (optimizer, scheduler) = self.trainer.strategy, self._optimizer_and_scheduler()
         micro_batches = self.update.prepare(
             batch,
             groups,
@@ -247,29 +250,34 @@ class GRPOModule(PolicyModule):
                 totals["loss"] += loss.item()
                 accumulate(totals, metrics, weight=micro.weight)
             totals["grad_norm"] = whole_norm(clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)).item()
-            totals["lr"] = optimizer.param_groups[0]["lr"]
+            totals["lr"] = self.learning_rate
             if not self.guard.allows(self, loss=totals["loss"], grad_norm=totals["grad_norm"], advantages=advantages):
                 optimizer.zero_grad()  # to none at all: a step without gradients changes nothing
             optimizer.step()
-            self.lr_schedulers().step()
+            scheduler.step()
             if epoch == 0:
                 logged = totals
         return {f"train/{name}": value for name, value in logged.items()}
 
     def _take_empty_steps(self) -> None:
         """Pass over a rollout without training on it, in as many steps as it would have taken."""
-        self.optimizers().zero_grad()
+        optimizer, scheduler = self._optimizer_and_scheduler()
+        optimizer.zero_grad()
         for _ in range(self.inner_epochs):
-            self.optimizers().step()
-            self.lr_schedulers().step()
-        if self.reference_sync_steps is not None:
-            self._sync_reference(self.reference_sync_steps)
+            optimizer.step()
+            scheduler.step()
+        self._sync_reference()
         self.log_skipped()
         self.log_seconds(self.timer.end_step(rest="update"))
 
-    def _sync_reference(self, every: int) -> None:
-        before = self.global_step - self.inner_epochs
-        if self.global_step // every > before // every:
+    def _optimizer_and_scheduler(self) -> tuple[LightningOptimizer, LambdaLR]:
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        assert isinstance(optimizer, LightningOptimizer) and isinstance(scheduler, LambdaLR), "see configure_optimizers"
+        return optimizer, scheduler
+
+    def _sync_reference(self) -> None:
+        every, before = self.reference_sync_steps, self.global_step - self.inner_epochs
+        if self.reference is not None and every is not None and self.global_step // every > before // every:
             self.reference.load(dict(self.policy.named_parameters()))
 
     def _log_step(self, metrics: dict[str, float], tokens: int) -> None:

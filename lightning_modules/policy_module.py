@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch.distributed.fsdp import FSDPModule
 
 from datamodules.sampler import sample_seed
@@ -34,6 +35,7 @@ from lightning_modules.training.optim import OptimizerConfig, build_optimizer, b
 from lightning_modules.training.phase_timer import PhaseTimer
 from lightning_modules.training.precision import rounding_note, weights_dtype
 from lightning_modules.training.strategies import FSDP2Strategy
+from lightning_modules.training.typed_lightning import datamodule_of
 from rewards.errors import UserError
 
 EVALUATION_SAMPLING = SamplingConfig(temperature=0.01, top_p=0.001)
@@ -61,6 +63,9 @@ class PolicyModule(L.LightningModule):
 
     train_format: ClassVar[TrainFormat | None] = None
     """What `VideoDataModule.train_format` must be in fit."""
+    policy: Policy
+    """Made by `configure_model`, as is the engine."""
+    engine: RolloutEngine
     steps_per_batch: int = 1
     """Optimizer steps of a batch (of `accumulate_grad_batches` of them); trainer.max_steps counts those."""
 
@@ -82,27 +87,25 @@ class PolicyModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.model_name_or_path = model_name_or_path
-        self.dtype_name = dtype
-        self.attn_implementation = attn_implementation
+        self.dtype_name: Dtype = dtype
+        self.attn_implementation: AttentionImplementation = attn_implementation
         self.gradient_checkpointing = gradient_checkpointing
         self.logprob_chunk_size = logprob_chunk_size
         self.freeze_parts = freeze or []
         self.lora = lora
-        self.quantization = quantization
+        self.quantization: Quantization | None = quantization
         self.strict_loading = lora is None  # checkpoints hold the adapters alone, see on_save_checkpoint
         self.optimizer_config = optimizer
         self.evaluation = evaluation
         self.seed = seed
-        self.policy: Policy | None = None
         self.make_engine = engine
-        self.engine: RolloutEngine | None = None
         self.last_rollouts: RolloutSample | None = None
         self.answer_metrics = AnswerMetrics()
         self.timer = PhaseTimer()
         self.guard = NonFiniteGuard(guard)
 
     def setup(self, stage: str) -> None:
-        given = getattr(self.trainer.datamodule, "train_format", self.train_format)
+        given = getattr(datamodule_of(self.trainer), "train_format", self.train_format)
         if stage == "fit" and given != self.train_format:
             raise UserError(
                 f"{type(self).__name__} does not train on data.init_args.train_format: {given}; "
@@ -110,7 +113,7 @@ class PolicyModule(L.LightningModule):
             )
 
     def configure_model(self) -> None:
-        if self.policy is None:
+        if not hasattr(self, "policy"):
             self.policy = self.sharded(self.load_policy())
             self.engine = self.make_engine(self.policy)
 
@@ -159,7 +162,7 @@ class PolicyModule(L.LightningModule):
     def on_validation_end(self) -> None:
         self.timer.pause()
 
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:  # rows, where Lightning declares tensors
         return self._answer(batch)
 
     test_step = predict_step = validation_step
@@ -167,7 +170,7 @@ class PolicyModule(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_answers("test")
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = build_optimizer(self.policy.parameters(), self.optimizer_config)
         if note := rounding_note(optimizer):
             rank_zero_warn(note)
@@ -197,7 +200,7 @@ class PolicyModule(L.LightningModule):
         steps, trainer = self.total_optimizer_steps(), self.trainer  # which also counts the batches of an epoch
         if self.optimizer_config.schedule_horizon == "training":
             return steps
-        if trainer.max_epochs == -1 or math.isinf(trainer.num_training_batches):
+        if trainer.max_epochs in (None, -1) or math.isinf(trainer.num_training_batches):
             return -1
         per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         return per_epoch * trainer.max_epochs * self.steps_per_batch
@@ -207,6 +210,11 @@ class PolicyModule(L.LightningModule):
         weights = gathered(self.policy.model.state_dict()) if isinstance(self.policy, FSDPModule) else None
         if self.global_rank == 0:
             write_pretrained(self.policy, path, weights)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next optimizer step."""
+        return self.trainer.optimizers[0].param_groups[0]["lr"]
 
     def log_skipped(self) -> None:
         """Log how many steps the run has skipped, where it may skip any."""
@@ -229,7 +237,7 @@ class PolicyModule(L.LightningModule):
         seeds = [sample_seed(self.seed, 0, prompt.record.problem_id) for prompt in batch.prompts]
         return self.engine.generate(batch, self.evaluation, group_size=1, seeds=seeds)
 
-    def _answer(self, batch: PromptBatch) -> list[dict[str, Any]]:
+    def _answer(self, batch: Any) -> list[dict[str, Any]]:
         groups = self.answer_groups(batch)
         rows = [scored_answer(group, group.completions[0]) for group in groups]
         self.last_rollouts = answer_sample(groups, rows)

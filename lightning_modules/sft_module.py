@@ -49,10 +49,10 @@ class SFTModule(PolicyModule):
         self.token_metrics.reset()
         self.log("train/loss", values.pop("loss"), prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in values.items()})
-        self.log("train/lr", self.optimizers().param_groups[0]["lr"])
+        self.log("train/lr", self.learning_rate)
         self.log_skipped()
         self.log_seconds(seconds)
-        tokens = self.all_gather(batch.attention_mask.sum()).sum()
+        tokens = self.trainer.strategy.all_gather(batch.attention_mask.sum()).sum()
         self.log("train/tokens_per_second", tokens / seconds["step"])
 
     def _tokens_per_rank(self, logprobs: Tensor) -> Tensor:

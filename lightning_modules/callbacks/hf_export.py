@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_modules.policy.export import EXPORT_MARKS, replaceable
 from lightning_modules.training.shared_folder import shared_folder
-from lightning_modules.training.trainer_attributes import is_fast_dev_run
+from lightning_modules.training.typed_lightning import is_fast_dev_run
 from rewards.errors import UserError
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_modules.evaluation.journal import Journal
-from lightning_modules.training.trainer_attributes import is_fast_dev_run
+from lightning_modules.training.typed_lightning import is_fast_dev_run
 from rewards.errors import UserError
 
 Row = dict[str, Any]

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_modules.pictures.rollout_picture import rollout_picture
 from lightning_modules.rollouts.sample import RolloutSample, latest_rollouts
-from lightning_modules.training.trainer_attributes import is_fast_dev_run
+from lightning_modules.training.typed_lightning import is_fast_dev_run
 from rewards.errors import UserError
 
 _ENTITIES = {ord(sign): f"&#{ord(sign)};" for sign in string.punctuation}

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from datamodules.whole_files import whole_file
 from lightning_modules.rollout_log.stored_rows import Row, as_table, stored_rows
 from lightning_modules.rollouts.sample import RolloutSample, latest_rollouts
-from lightning_modules.training.trainer_attributes import is_fast_dev_run
+from lightning_modules.training.typed_lightning import is_fast_dev_run
 from rewards.errors import UserError
 
 if TYPE_CHECKING:

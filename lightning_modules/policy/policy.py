@@ -28,7 +28,7 @@ from lightning_modules.policy.types import CompletionStatistics, PolicyBatch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-Batch = TypeVar("Batch", PromptBatch, SFTBatch)
+Batch = TypeVar("Batch", bound=PromptBatch | SFTBatch)
 
 _NO_POSITIONS = "call Policy.with_positions on the batch first"
 

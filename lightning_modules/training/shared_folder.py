@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning.pytorch.strategies import Strategy
 
 from datamodules.whole_files import whole_folder
+from lightning_modules.training.typed_lightning import from_rank_zero
 
 
 @contextmanager
@@ -20,9 +21,6 @@ def shared_folder(strategy: Strategy, path: Path) -> Iterator[Path]:
         path: folder to make or replace; that of rank 0 counts.
     """
     with ExitStack() as stack:
-        partial = stack.enter_context(whole_folder(path)) if strategy.is_global_zero else None
-        folder = strategy.broadcast(partial)
-        assert folder is not None, "rank 0 has one"
-        yield folder
+        yield from_rank_zero(strategy, lambda: stack.enter_context(whole_folder(path)))
         strategy.barrier("folder written")
     strategy.barrier("folder in place")

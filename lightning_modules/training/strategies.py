@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, Strategy
 from torch import Tensor
 from torch.distributed.checkpoint import save as save_shards
@@ -76,14 +77,14 @@ class FSDP2Strategy(ModelParallelStrategy):
         if not self.cpu_offload:
             super().model_to_device()
             return
-        for child in self.model.children():
+        for child in self._module.children():
             if not isinstance(child, FSDPModule):
                 child.to(self.root_device)
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
         """Accumulate gradients without exchanging them."""
-        modules = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
+        modules = [module for module in self._module.modules() if isinstance(module, FSDPModule)]
         for module in modules:
             module.set_requires_gradient_sync(self.reduce_every_backward, recurse=False)
         try:
@@ -92,8 +93,14 @@ class FSDP2Strategy(ModelParallelStrategy):
             for module in modules:
                 module.set_requires_gradient_sync(True, recurse=False)
 
+    @property
+    def _module(self) -> LightningModule:
+        assert self.lightning_module is not None, "the trainer connects it before anything else"
+        return self.lightning_module
+
     def _gather(self) -> None:
-        self._evaluation.enter_context(unsharded(self.lightning_module.policy))
+        (policy,) = (child for child in self._module.children() if isinstance(child, Policy))
+        self._evaluation.enter_context(unsharded(policy))
 
     def _reshard(self) -> None:
         self._evaluation.close()
@@ -134,11 +141,11 @@ class FSDP2Strategy(ModelParallelStrategy):
             reference = {REFERENCE: path / REFERENCE} if (path / REFERENCE).is_dir() else {}
             return {**super().load_checkpoint(path, weights_only), **reference, "state_dict": {}}
         checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
-        weights, targets = checkpoint["state_dict"], self.model.state_dict()
+        weights, targets = checkpoint["state_dict"], self._module.state_dict()
         shards = {
             name: sharded_like(targets[name], value) if name in targets else value for name, value in weights.items()
         }
-        self.model.load_state_dict(shards, strict=self.lightning_module.strict_loading)
+        self._module.load_state_dict(shards, strict=self._module.strict_loading)
         for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
             optimizer.load_state_dict(_shard_optimizer_state(state, optimizer))
         return {**checkpoint, "state_dict": {}}
