@@ -125,6 +125,8 @@ class VideoDataModule(L.LightningDataModule):
         seed: of that order.
     """
 
+    trainer: L.Trainer  # pyright: ignore[reportIncompatibleVariableOverride] - there when a loader is made
+
     def __init__(
         self,
         model_name_or_path: str,
@@ -159,7 +161,8 @@ class VideoDataModule(L.LightningDataModule):
             raise UserError(f"data.max_bad_fraction is {max_bad_fraction}; it must be at least 0 and less than 1.")
         self.model_name_or_path = model_name_or_path
         self.data_root = data_root
-        self.files = {"fit": train_files, "validate": val_files, "test": test_files, "predict": predict_files}
+        files = {"fit": train_files, "validate": val_files, "test": test_files, "predict": predict_files}
+        self.files = {stage: paths or [] for stage, paths in files.items()}
         self.train_format: TrainFormat = train_format
         self.prompt = prompt or PromptTemplate()
         self.train_frames = train_frames
@@ -356,7 +359,7 @@ class VideoDataModule(L.LightningDataModule):
         sampler = self._sampler(dataset, self.eval_batch_size, shuffle=False, drop_last=False)
         return self._loader(dataset, sampler, PromptCollator)
 
-    def _sampler(self, dataset: Dataset, batch_size: int, *, shuffle: bool, drop_last: bool) -> ResumableSampler:
+    def _sampler(self, dataset: EncodedRecords, batch_size: int, *, shuffle: bool, drop_last: bool) -> ResumableSampler:
         return ResumableSampler(
             len(dataset),
             batch_size=batch_size,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -28,7 +28,8 @@ SHOWN_PROBLEMS = 20
 """Records that cannot be evaluated are listed up to this number."""
 
 
-class ItemKey(NamedTuple):
+@dataclass(frozen=True, order=True)
+class ItemKey:
     """Which question of a run."""
 
     benchmark: str

@@ -33,6 +33,12 @@ class PacketEntry(NamedTuple):
     """Decoded for others' sake, not shown: it lies outside the edit list."""
     is_corrupt: bool
 
+    @property
+    def time(self) -> int:
+        """`pts`, which all packets have where `PacketIndex.defect` finds nothing."""
+        assert self.pts is not None
+        return self.pts
+
 
 class Run(NamedTuple):
     """A stretch of packets that is decoded without a break, and the frames wanted from it."""
@@ -79,7 +85,7 @@ class PacketIndex:
             for position, entry in enumerate(self.entries)
             if position >= first and not entry.is_discard and position not in self.undecodable
         ]
-        return sorted(positions, key=lambda position: self.entries[position].pts)
+        return sorted(positions, key=lambda position: self.entries[position].time)
 
     @cached_property
     def ordinal_at(self) -> dict[int, int]:
@@ -89,29 +95,29 @@ class PacketIndex:
     @cached_property
     def ordinal_of_pts(self) -> dict[int, int]:
         """Presentation time of each shown frame -> its ordinal."""
-        return {self.entries[position].pts: ordinal for ordinal, position in enumerate(self.shown)}
+        return {self.entries[position].time: ordinal for ordinal, position in enumerate(self.shown)}
 
     @property
     def ticks(self) -> list[int]:
         """When each shown frame appears, counted from the first, in display order."""
-        first = self.entries[self.shown[0]].pts
-        return [self.entries[position].pts - first for position in self.shown]
+        first = self.entries[self.shown[0]].time
+        return [self.entries[position].time - first for position in self.shown]
 
     @cached_property
     def times(self) -> frozenset[int]:
         """Presentation times of all packets, shown or not."""
-        return frozenset(entry.pts for entry in self.entries)
+        return frozenset(entry.time for entry in self.entries)
 
     @cached_property
     def position_of(self) -> dict[tuple[int, int], int]:
         """(presentation time, size) of each packet -> its position, to find one's place after a seek."""
-        return {(entry.pts, entry.size): position for position, entry in enumerate(self.entries)}
+        return {(entry.time, entry.size): position for position, entry in enumerate(self.entries)}
 
     def defect(self) -> str | None:
         """Why packet timestamps cannot tell which frame is which, or None when they can."""
-        times = [entry.pts for entry in self.entries]
-        if any(time is None for time in times):
+        if any(entry.pts is None for entry in self.entries):
             return "packets lack presentation times"
+        times = [entry.time for entry in self.entries]
         if not self.keyframes or not self.shown:
             return "no packet is marked as a keyframe, or none is shown"
         if self.guessed_times and len(times) > 2 and all(a < b for a, b in pairwise(times)):
@@ -126,8 +132,8 @@ class PacketIndex:
 
         They belong to an open group of pictures whose beginning is cut off; only decoding tells which of them appear.
         """
-        first_time = self.entries[self.keyframes[0]].pts
-        return [position for position in self.shown if self.entries[position].pts < first_time]
+        first_time = self.entries[self.keyframes[0]].time
+        return [position for position in self.shown if self.entries[position].time < first_time]
 
     def seconds(self) -> Fraction | None:
         """From the first shown frame's start to the last one's end; None for one frame of unknown duration.
@@ -136,7 +142,7 @@ class PacketIndex:
         """
         first, last = self.entries[self.shown[0]], self.entries[self.shown[-1]]
         count = len(self.shown)
-        ticks = Fraction((last.pts - first.pts) * count, count - 1) if count > 1 else first.duration
+        ticks = Fraction((last.time - first.time) * count, count - 1) if count > 1 else first.duration
         return ticks * self.time_base or None
 
     def start_of(self, position: int) -> int:
@@ -148,8 +154,8 @@ class PacketIndex:
         if self.codec not in RANDOM_ACCESS_CODECS:
             return self.keyframes[0]
         which = bisect_right(self.keyframes, position) - 1
-        time = self.entries[position].pts
-        while which > 0 and self.entries[self.keyframes[which]].pts > time:
+        time = self.entries[position].time
+        while which > 0 and self.entries[self.keyframes[which]].time > time:
             which -= 1
         return self.keyframes[which]
 
