@@ -2,134 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from datamodules.video.frame_sampling import MIN_BUDGET_SLACK, FrameConfig
 from datamodules.video_datamodule import VideoDataModule
-from lightning_modules.memory.estimate import estimate
-from lightning_modules.memory.run import (
-    architecture,
-    count_parts,
-    devices_are_open,
-    model_config,
-    setup_of,
-    workload_of,
-)
-from lightning_modules.memory.sizes import Estimate, PartSize, Setup, Workload
+from lightning_modules.grpo_module import GRPOModule
+from lightning_modules.memory.configs import RankConfig, model_config, rank_config
+from lightning_modules.memory.step_memory import StepMemory, StepSize
+from lightning_modules.policy.trainable import trainable_table
 from lightning_modules.policy_module import PolicyModule
 from rewards.errors import UserError
 
 GIBIBYTE = 1024**3
-USABLE_SHARE = 0.95
+USABLE_FRACTION = 0.95
 """Of a GPU's memory; the rest is for the CUDA context and what the allocator cannot use."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrameLimit:
-    """The most frames per video that a step takes."""
-
-    frames: int
-    """0 where not even one temporal patch fits."""
-    by_prompt: bool
-    """It is `max_prompt_tokens` that allows no more."""
+Phases = Mapping[str, Counter[str]]
+"""Bytes by label when each phase of a step takes most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryReport:
-    """An estimate with what it was made from."""
+    """A measured step with what it was made from."""
 
     model: str
-    num_frames: int
-    parts: Sequence[PartSize]
-    setup: Setup
-    work: Workload
-    estimate: Estimate
-    gpu_gib: float
-    limit: FrameLimit
+    rank: RankConfig
     ranks_assumed: bool
     """The configuration leaves the number of ranks to the machine, and none was given."""
+    parts: str
+    """A table of the model's parameters."""
+    num_frames: int
+    prompt_tokens: int
+    size: StepSize
+    phases: Phases
+    gpu_gib: float
+    most_frames: int
+    """That fit; 0 where not even one temporal patch does."""
+    limited_by_prompt: bool
+    """More frames would exceed `max_prompt_tokens`."""
     sharded_gib: float | None
     """Peak with everything spread over the ranks, where it is not."""
 
     @property
     def usable_gib(self) -> float:
-        return self.gpu_gib * USABLE_SHARE
+        return self.gpu_gib * USABLE_FRACTION
 
     @property
     def ok(self) -> bool:
         """The configured step fits."""
-        return self.estimate.peak / GIBIBYTE <= self.usable_gib
+        return largest_gib(self.phases) <= self.usable_gib
 
     def render(self) -> str:
-        blocks = (self._settings(), self._parts(), self._memory(), self._verdict())
-        return "\n\n".join("\n".join(lines) for lines in blocks)
+        return "\n\n".join((self._settings(), self.parts, self._memory(), self._verdict()))
 
-    def _settings(self) -> list[str]:
-        setup, work = self.setup, self.work
-        spread = ", sharded" if setup.sharded else ", replicated" if setup.ranks > 1 else ""
-        kind = f"{work.group_size} completions each, of up to {work.completion_tokens:,} tokens"
-        if not work.sampling:
-            kind = f"a target of up to {work.completion_tokens:,} tokens each"
-        return [
-            f"model     {self.model}",
-            f"ranks     {setup.ranks}{spread}"
-            + (" (trainer.devices leaves it to the machine; give --ranks)" if self.ranks_assumed else ""),
-            f"weights   {8 * setup.weight_bytes} bit, computed with in {8 * setup.compute_bytes} bit; activations "
-            f"{'computed again in the backward pass' if setup.checkpointing else 'kept for the backward pass'}",
-            f"step      {work.prompts} prompts per rank, {kind}; {work.micro_prompts} prompts per backward pass",
-            f"prompt    {work.prompt_tokens:,} tokens, {work.patches:,} patches ({self.num_frames} frames)",
+    def _settings(self) -> str:
+        rank, size = self.rank, self.size
+        spread = ", sharded" if rank.sharded else ", replicated" if rank.replicated else ""
+        assumed = " (trainer.devices leaves it to the machine; give --ranks)" if self.ranks_assumed else ""
+        return (
+            f"model     {self.model}\n"
+            f"ranks     {rank.ranks}{spread}{assumed}\n"
+            f"weights   {rank.weight_dtype}, computed with in {rank.compute_dtype}\n"
+            f"step      {size.prompts} prompts per rank, completions of up to {size.completion_tokens:,} tokens\n"
+            f"prompt    {self.prompt_tokens:,} tokens, {math.prod(size.grid):,} patches ({self.num_frames} frames)"
+        )
+
+    def _memory(self) -> str:
+        """A row per label, a column per phase."""
+        labels = dict.fromkeys(label for peak in self.phases.values() for label, size in peak.items() if size)
+        rows = [("GiB per rank at the peak of", list(self.phases))]
+        rows += [(label, [_gib(peak[label]) for peak in self.phases.values()]) for label in labels]
+        rows.append(("all", [_gib(peak.total()) for peak in self.phases.values()]))
+        return "\n".join(f"{name:<32}" + "".join(f"{cell:>16}" for cell in cells) for name, cells in rows)
+
+    def _verdict(self) -> str:
+        phase = max(self.phases, key=lambda name: self.phases[name].total())
+        lines = [
+            f"{self.num_frames} frames {'fit' if self.ok else 'do not fit'} a GPU of {self.gpu_gib:g} GiB "
+            f"({self.usable_gib:.1f} usable): {phase} takes {largest_gib(self.phases):.1f} GiB."
         ]
-
-    def _parts(self) -> list[str]:
-        rows = [(part.name, part.parameters, part.trainable) for part in self.parts]
-        rows.append(("all", sum(part.parameters for part in self.parts), sum(part.trainable for part in self.parts)))
-        return [f"{'part':<20}{'parameters':>18}{'trainable':>18}"] + [
-            f"{name:<20}{total:>18,}{trainable:>18,}" for name, total, trainable in rows
-        ]
-
-    def _memory(self) -> list[str]:
-        found = self.estimate
-        rows = {
-            "weights": found.weights,
-            "reference": found.reference,
-            "optimizer state": found.optimizer,
-            "gradients": found.gradients,
-            "autocast copies": found.casts,
-            "gathered weights": found.gathered,
-            "activations: language model": found.language_activations,
-            "activations: vision tower": found.vision_activations,
-            "activations: one layer backward": found.recomputed,
-            "log-probabilities": found.head,
-            "rollout: prompt cache": found.prompt_cache,
-            "rollout: completion cache": found.completion_cache,
-            "rollout: temporaries": found.rollout_temporaries,
-        }
-        rows |= {f"peak of {name}": size for name, size in found.phases.items()}
-        return [f"{'memory per rank':<34}{'GiB':>10}"] + [
-            f"{name:<34}{size / GIBIBYTE:>10.2f}" for name, size in rows.items() if size
-        ]
-
-    def _verdict(self) -> list[str]:
-        phase, peak = max(self.estimate.phases.items(), key=lambda item: item[1])
-        gpu = f"a GPU of {self.gpu_gib:g} GiB ({self.usable_gib:.1f} usable)"
-        lines = [f"{self.num_frames} frames {'fit' if self.ok else 'do not fit'} {gpu}: {phase} takes "]
-        lines[0] += f"{peak / GIBIBYTE:.1f} GiB."
-        if self.limit.frames:
-            by = "as many as data.max_prompt_tokens allows" if self.limit.by_prompt else "more do not fit"
-            lines.append(f"Largest number of frames: {self.limit.frames} ({by}).")
+        if self.most_frames:
+            by = "as many as data.max_prompt_tokens allows" if self.limited_by_prompt else "more do not fit"
+            lines.append(f"Largest number of frames: {self.most_frames} ({by}).")
         else:
             lines.append("No number of frames fits: weights, gradients, optimizer state or completions are too large.")
         if self.sharded_gib is not None:
-            lines.append(
-                f"Sharded over the {self.setup.ranks} ranks (FSDP2), it would take {self.sharded_gib:.1f} GiB."
-            )
+            lines.append(f"Sharded over the {self.rank.ranks} ranks (FSDP2), it would take {self.sharded_gib:.1f} GiB.")
         elif not self.ok:
             lines.append(
                 "What saves memory: more ranks with FSDP2, gradient_checkpointing, lora, freeze, an 8-bit optimizer, "
                 "loss_config.beta: 0, fewer micro_batch_groups, pixels or completion tokens."
             )
-        return lines
+        return "\n".join(lines)
 
 
 def check_memory(
@@ -142,10 +109,10 @@ def check_memory(
     text_tokens: int = 256,
     completion_tokens: int | None = None,
 ) -> MemoryReport:
-    """Estimate a training step of a configured run.
+    """Measure a training step of a configured run with fake tensors.
 
     Args:
-        module: SFT or GRPO module; nothing is loaded.
+        module: SFT or GRPO module; it gets a fake policy, nothing is loaded.
         data: the run's data.
         trainer: the configuration under `trainer`.
         ranks: processes; None takes the trainer's.
@@ -159,52 +126,86 @@ def check_memory(
     for name, value in (("gpu_gib", gpu_gib), ("text_tokens", text_tokens), ("completion_tokens", completion_tokens)):
         if value is not None and value <= 0:
             raise UserError(f"--{name} is {value}; it must be > 0.")
-    config = model_config(module.model_name_or_path)
-    sizes, setup = architecture(config), setup_of(module, trainer, ranks)
-    parts = count_parts(module, config, setup)
-    profile = data.train_frames
-
-    def work_of(frames: int) -> Workload:
-        return workload_of(
-            module,
-            data,
-            replace(profile, num_frames=frames),
-            int(trainer.get("accumulate_grad_batches") or 1),
-            text_tokens=text_tokens,
-            completion_tokens=completion_tokens,
-        )
-
-    def gib_of(frames: int) -> float:
-        return estimate(sizes, parts, setup, work_of(frames)).peak / GIBIBYTE
-
-    work = work_of(profile.num_frames)
-    found = estimate(sizes, parts, setup, work)
+    grpo, frames = isinstance(module, GRPOModule), data.train_frames
+    size = StepSize(
+        prompts=data.batch_size,
+        grid=media_grid(frames),
+        text_tokens=text_tokens,
+        completion_tokens=completion_tokens or (module.sampling if grpo else module.evaluation).max_new_tokens,
+        accumulated=1 if grpo else int(trainer.get("accumulate_grad_batches") or 1),
+    )
+    config, rank = model_config(module.model_name_or_path), rank_config(module, trainer, ranks)
     sharded_gib = None
-    if setup.replicated:
-        sharded_gib = estimate(sizes, parts, replace(setup, sharded=True), work).peak / GIBIBYTE
+    if rank.replicated:
+        sharded_gib = largest_gib(StepMemory(module, config, replace(rank, sharded=True)).phases(size))
+    memory = StepMemory(module, config, rank)
+    phases = memory.phases(size)
+
+    def size_of(patches: int) -> StepSize:
+        return replace(size, grid=media_grid(replace(frames, num_frames=patches * frames.temporal_patch_size)))
+
+    def prompt_tokens(of: StepSize) -> int:
+        return math.prod(of.grid) // frames.merge_size**2 + text_tokens
+
+    allowed, usable = 0, gpu_gib * USABLE_FRACTION * GIBIBYTE
+    while prompt_tokens(size_of(allowed + 1)) <= data.max_prompt_tokens:
+        allowed += 1
+    most = allowed if phases["optimizer step"].total() <= usable else 0
+    for phase in (memory.rollout, memory.update) if grpo else (memory.update,):
+        most = largest_that_fits(lambda patches, phase=phase: phase(size_of(patches)).total(), usable, most)
     return MemoryReport(
         model=module.model_name_or_path,
-        num_frames=profile.num_frames,
-        parts=parts,
-        setup=setup,
-        work=work,
-        estimate=found,
+        rank=rank,
+        ranks_assumed=ranks is None and str(trainer.get("devices") or 1) in ("auto", "-1"),
+        parts=trainable_table(memory.policy),
+        num_frames=frames.num_frames,
+        prompt_tokens=prompt_tokens(size),
+        size=size,
+        phases=phases,
         gpu_gib=gpu_gib,
-        limit=frame_limit(
-            lambda frames: gib_of(frames) <= gpu_gib * USABLE_SHARE,
-            lambda frames: work_of(frames).prompt_tokens <= data.max_prompt_tokens,
-            profile.temporal_patch_size,
-        ),
-        ranks_assumed=ranks is None and devices_are_open(trainer),
+        most_frames=most * frames.temporal_patch_size,
+        limited_by_prompt=most == allowed,
         sharded_gib=sharded_gib,
     )
 
 
-def frame_limit(fits: Callable[[int], bool], allowed: Callable[[int], bool], step: int) -> FrameLimit:
-    """The largest multiple of `step` that is allowed and fits; both get no easier with more frames."""
-    frames = 0
-    while allowed(frames + step):
-        if not fits(frames + step):
-            return FrameLimit(frames=frames, by_prompt=False)
-        frames += step
-    return FrameLimit(frames=frames, by_prompt=True)
+def media_grid(frames: FrameConfig) -> tuple[int, int, int]:
+    """Patches of a video of about square frames that fill their pixel budget, or of an image where that is larger."""
+    count = frames.num_frames // frames.temporal_patch_size
+    pixels = max(frames.max_pixels, int(frames.min_pixels * MIN_BUDGET_SLACK))
+    if frames.image_max_pixels > count * pixels:
+        count, pixels = 1, frames.image_max_pixels
+    tokens = pixels // frames.grid**2
+    rows = math.isqrt(tokens)
+    return count, rows * frames.merge_size, tokens // rows * frames.merge_size
+
+
+def largest_that_fits(size_of: Callable[[int], float], limit: float, most: int) -> int:
+    """The largest count <= `most` whose size is within a limit, 0 if none is.
+
+    At every moment of a step memory grows by a constant number of bytes per frame, so its peak is convex in the number
+    of frames: where the line between two counts meets the limit, frames fit. A few sizes are enough.
+    """
+    if most == 0 or (above := size_of(most)) <= limit:
+        return most
+    if most == 1 or (below := size_of(1)) > limit:
+        return 0
+    fits = 1
+    while most - fits > 1:
+        step = int((limit - below) / (above - below) * (most - fits))
+        count = min(fits + max(step, 1), most - 1)
+        size = size_of(count)
+        if size <= limit:
+            fits, below = count, size
+        else:
+            most, above = count, size
+    return fits
+
+
+def largest_gib(phases: Phases) -> float:
+    """Peak of the largest phase."""
+    return max(peak.total() for peak in phases.values()) / GIBIBYTE
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIBIBYTE:.2f}"

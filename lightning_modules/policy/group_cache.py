@@ -54,6 +54,12 @@ class GroupCache:
             self.length = end
         return keys[:, :, :end], values[:, :, :end]
 
+    def skip(self, tokens: int) -> None:
+        """Go from any number of own tokens to the size after `tokens` of them; for measuring memory alone."""
+        while self._own[0][0].shape[2] <= tokens:
+            self._own = [tuple(tensor.repeat(1, 1, 2, 1) for tensor in pair) for pair in self._own]
+        self.length = max(self.length, tokens)
+
     def keep(self, rows: Tensor) -> None:
         """Drop all sequences but `rows`, int64 indices into the S."""
         self._own = [(keys[rows], values[rows]) for keys, values in self._own]

@@ -69,22 +69,42 @@ def load_policy(
             f"model.quantization is {quantization!r}, but model.lora is null: weights in 4 bits do not train. Set "
             "model.lora (for instance {r: 16}) or quantization: null."
         )
-    family = FAMILIES[supported_model_type(model_name_or_path)]
+    supported_model_type(model_name_or_path)
     try:
         processor = AutoProcessor.from_pretrained(model_name_or_path)
         model = load_weights(model_name_or_path, dtype=getattr(torch, dtype), quantization=quantization)
     except OSError as error:
         raise UserError(f"The checkpoint {model_name_or_path!r} is incomplete: {error}") from error
     model.set_attn_implementation({"vision_config": resolve_attention(attn_implementation)})
+    return prepared_policy(
+        model,
+        processor,
+        gradient_checkpointing=gradient_checkpointing,
+        logprob_chunk_size=logprob_chunk_size,
+        freeze=freeze,
+        lora=lora,
+    )
+
+
+def prepared_policy(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    *,
+    gradient_checkpointing: bool = False,
+    logprob_chunk_size: int = 512,
+    freeze: Sequence[Part] = (),
+    lora: AdapterConfig | None = None,
+) -> Policy:
+    """A transformers model of a supported family as a policy in training mode; the arguments are `load_policy`'s."""
     use_shared_prefix_attention(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()  # from_pretrained leaves evaluation mode behind
-    adapter = family(model, processor)
-    freeze_parts(adapter.parts(model), freeze, adapters=lora is not None)
+    family = FAMILIES[model.config.model_type](model, processor)
+    freeze_parts(family.parts(model), freeze, adapters=lora is not None)
     if lora is not None:
-        add_adapters(model, adapter.language_model(model), lora)
-    return Policy(model, processor, adapter, logprob_chunk_size=logprob_chunk_size)
+        add_adapters(model, family.language_model(model), lora)
+    return Policy(model, processor, family, logprob_chunk_size=logprob_chunk_size)
 
 
 def load_weights(

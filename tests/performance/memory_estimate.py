@@ -6,7 +6,7 @@ Each case trains random weights for two optimizer steps with the real module, Tr
 whose allocator keeps nothing back. Measured is the most resident memory beyond what the process had after a smaller
 run of the same kind, so libraries are not counted; kernels that the CPU's library compiles for every shape in bfloat16
 are not kept either. Estimated is the largest phase of
-`lightning_modules.memory.estimate`.
+`lightning_modules.memory.step_memory`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from datamodules.collate import PromptCollator, SFTCollator, SFTSample
 from lightning_modules.functional.policy_loss_types import LossConfig
 from lightning_modules.grpo_module import GRPOModule
-from lightning_modules.memory.estimate import estimate
-from lightning_modules.memory.run import architecture, count_parts, setup_of
-from lightning_modules.memory.sizes import Workload
+from lightning_modules.memory.configs import rank_config
+from lightning_modules.memory.step_memory import StepMemory, StepSize
 from lightning_modules.policy.adapters import AdapterConfig, add_adapters
 from lightning_modules.policy.policy import Policy
 from lightning_modules.policy.trainable import freeze_parts
@@ -43,7 +42,16 @@ from lightning_modules.sft_module import SFTModule
 from lightning_modules.training.optim import OptimizerConfig
 from rewards import Reward
 from tests.performance.measure import MEBIBYTE, in_fresh_process, machine, resident_peak_mib
-from tests.performance.random_models import PAD_TOKEN, SIZES, ModelSize, build_models, random_completions, video_prompt
+from tests.performance.random_models import (
+    MERGE,
+    PAD_TOKEN,
+    SIZES,
+    ModelSize,
+    build_models,
+    random_completions,
+    video_grid,
+    video_prompt,
+)
 
 RESULTS = Path(__file__).parent / "results"
 WIDE = ModelSize(
@@ -99,6 +107,7 @@ CASES = (
         completion_tokens=128,
     ),
     Case(name="GRPO, checkpointing and reference", checkpointing=True, beta=0.04),
+    Case(name="GRPO, bf16-mixed", precision="bf16-mixed", prompt_tokens=1024),
     Case(name="GRPO, bf16-mixed and checkpointing", precision="bf16-mixed", checkpointing=True),
     Case(name="GRPO, 2 prompts one by one", prompts=2, micro_prompts=1, beta=0.04),
     Case(name="GRPO, LoRA and checkpointing", lora=True, checkpointing=True, beta=0.04),
@@ -150,21 +159,15 @@ def estimated_mib(case: Case) -> dict[str, float]:
     """Peak of every phase."""
     module = _module(case)
     config = build_models(case.model_size, "meta", torch.float32).policy.model.config
-    trainer = {"accelerator": "cpu", "precision": case.precision}
-    setup = setup_of(module, trainer, None)
-    micro = case.micro_prompts or case.prompts
-    work = Workload(
+    memory = StepMemory(module, config, rank_config(module, {"accelerator": "cpu", "precision": case.precision}, None))
+    frames, rows, columns = video_grid(case.prompt_tokens)
+    size = StepSize(
         prompts=case.prompts,
-        micro_prompts=micro,
-        group_size=case.group_size if case.stage == "grpo" else 1,
-        prompt_tokens=case.prompt_tokens,
+        grid=(frames, rows * MERGE, columns * MERGE),
+        text_tokens=case.prompt_tokens - frames * rows * columns,
         completion_tokens=case.completion_tokens,
-        patches=int(video_prompt(case.model_size, case.prompt_tokens).vision.grid_thw.prod()),
-        sampling=case.stage == "grpo",
-        micro_batches=case.prompts // micro,
     )
-    found = estimate(architecture(config), count_parts(module, config, setup), setup, work)
-    return {phase: size / MEBIBYTE for phase, size in found.phases.items()}
+    return {phase: peak.total() / MEBIBYTE for phase, peak in memory.phases(size).items()}
 
 
 def measured_mib(case: Case) -> float:
