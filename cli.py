@@ -153,7 +153,7 @@ COMMANDS: dict[str, Command] = {
     "test": Command(lightning_command, "answer the test questions and measure"),
     "predict": Command(lightning_command, "answer questions"),
     "demo": Command(partial(demo_command, run=lightning_command), "teach a tiny model on the CPU, without a download"),
-    "check": Command(partial(check_command, parse=parse_run), "look at data, rewards or memory before training"),
+    "check": Command(partial(check_command, parse=parse_run), "look at data, rewards, memory or a stored batch"),
     "convert": Command(convert_command, "make a benchmark's data file from its authors' annotation"),
     "report": Command(report_command, "tables, plots and examples of a benchmark run"),
     "export": Command(partial(export_command, parse=parse_run), "make a Hugging Face folder of a checkpoint"),

@@ -292,7 +292,7 @@ def test_help_of_a_command(capsys, arguments, parts):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["check"], "one of {data,rewards,model}"),
+        (["check"], "one of {data,rewards,model,batch}"),
         (["check", "weights"], "'weights'"),
         (["check", "model"], "needs the YAML files of a run; give each with -c (--config)"),
         (["check", "data"], "needs the YAML files of a run; give each with -c (--config)"),

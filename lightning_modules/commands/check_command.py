@@ -1,4 +1,4 @@
-"""`python cli.py check data|rewards|model`: find what is wrong before training."""
+"""`python cli.py check data|rewards|model|batch`: find what is wrong, before training or in one batch of it."""
 
 from __future__ import annotations
 
@@ -135,12 +135,31 @@ def check_model(
     _finish(report)
 
 
-CHECKS: dict[str, Callable[..., None]] = {"data": check_data, "rewards": check_rewards, "model": check_model}
+def check_batch(run: RunConfig, file: str, ckpt_path: str | None = None) -> None:
+    """Compute a batch again that a run stored because its loss, gradients, logits or rewards were not finite.
+
+    Args:
+        run: the run, from its YAML files; without them, from the settings that are stored with the batch.
+        file: stepSTEP-rankRANK.pt in the folder `nonfinite` of the run.
+        ckpt_path: checkpoint whose weights are used; null takes the newest last.ckpt of the run, or the model that it
+            began with where there is none.
+    """
+    from lightning_modules.commands.batch_check import replay_batch
+
+    _finish(replay_batch(run, Path(file), None if ckpt_path is None else Path(ckpt_path)))
+
+
+CHECKS: dict[str, Callable[..., None]] = {
+    "data": check_data,
+    "rewards": check_rewards,
+    "model": check_model,
+    "batch": check_batch,
+}
 """What `check` can look at."""
 
 
 def check_command(arguments: Sequence[str], *, parse: ParseRun) -> None:
-    """Look at data, rewards or memory before training.
+    """Look at data, rewards or memory before training, or at a batch that a run stored.
 
     Args:
         arguments: the command line, the command's own name first.
@@ -157,11 +176,15 @@ def check_command(arguments: Sequence[str], *, parse: ParseRun) -> None:
         subparser.add_argument(
             "-c", "--config", action="append", metavar="YAML", help="YAML file of the run; repeatable"
         )
-        subparser.add_function_arguments(function, skip={"run"}, as_group=False)
+        subparser.add_function_arguments(function, skip={"run"}, as_group=False, as_positional=True)
         subcommands.add_subcommand(name, subparser, help=summary)
     given = parser.parse_args(list(arguments[1:]))
     options = given[given.check].as_dict()
     config = options.pop("config")
+    if given.check == "batch" and config is None:
+        from lightning_modules.commands.batch_check import stored_config
+
+        config = [stored_config(Path(options["file"]))]
     CHECKS[given.check](None if config is None else RunConfig(parse, config), **options)
 
 

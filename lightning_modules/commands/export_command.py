@@ -53,7 +53,7 @@ def export(
 
 
 def _saved_config(checkpoint: Path) -> str:
-    from lightning_modules.policy.export import run_folder, saved_config
+    from lightning_modules.policy.export import run_folder, run_settings
     from rewards.errors import UserError
 
     folder = run_folder(checkpoint)
@@ -62,7 +62,7 @@ def _saved_config(checkpoint: Path) -> str:
             f"There is no config.yaml beside {str(checkpoint)!r} or in the folder above it; give the YAML files of the "
             "run, each with -c (--config)."
         )
-    return saved_config(folder)
+    return run_settings((folder / "config.yaml").read_text(encoding="utf-8"))
 
 
 def export_command(arguments: Sequence[str], *, parse: ParseRun) -> None:

@@ -194,11 +194,11 @@ def run_folder(checkpoint: Path) -> Path | None:
     return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
-def saved_config(folder: Path) -> str:
-    """The parts of a run's saved configuration that describe the run and not the command, as YAML text."""
+def run_settings(config: str) -> str:
+    """The parts of a run's saved configuration that describe the run and not the command; YAML text in and out."""
     from jsonargparse import get_loader
 
-    saved = get_loader("yaml")((folder / "config.yaml").read_text(encoding="utf-8"))
+    saved = get_loader("yaml")(config)
     return json.dumps({part: saved[part] for part in ("seed_everything", "model", "data", "trainer")})
 
 

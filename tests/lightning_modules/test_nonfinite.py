@@ -13,17 +13,10 @@ from lightning_modules.rollouts.types import NonFiniteLogitsError
 from lightning_modules.training.nonfinite import GuardConfig, NonFiniteError
 from lightning_modules.training.stored_batch import StoredBatch
 from tests.lightning_modules.module_runs import LetterReward, data_module, grpo_module, scalars, sft_module, trainer
+from tests.lightning_modules.poison import PoisonedReward, poisoned_targets
 
 SKIP = GuardConfig(on_nonfinite="skip")
 POISONED = "9"  # in file order and batches of 4: step 3 of an epoch of 3
-
-
-class PoisonedReward(LetterReward):
-    """Infinite in float32 for one record."""
-
-    def score(self, group, raw):
-        scores = super().score(group, raw)
-        return [1e300, *scores[1:]] if group.record_id == POISONED else scores
 
 
 def poisoned(records):
@@ -33,12 +26,8 @@ def poisoned(records):
 @pytest.fixture
 def poisoned_loss(monkeypatch):
     """The log-probabilities of one record are not numbers, in fine-tuning and in GRPO."""
-    target_statistics, pack, logprobs = Policy.target_statistics, Policy.pack, Policy.logprobs
+    pack, logprobs = Policy.pack, Policy.logprobs
     packed = []
-
-    def poisoned_targets(self, batch):
-        statistics = target_statistics(self, batch)
-        return statistics._replace(logprobs=statistics.logprobs * poisoned(batch.records))
 
     def remembering_pack(self, batch, completions):
         packed.append([prompt.record for prompt in batch.prompts])
@@ -48,7 +37,7 @@ def poisoned_loss(monkeypatch):
         statistics = logprobs(self, batch, temperature=temperature)
         return replace(statistics, logprobs=statistics.logprobs * poisoned(packed[-1]))
 
-    monkeypatch.setattr(Policy, "target_statistics", poisoned_targets)
+    monkeypatch.setattr(Policy, "target_statistics", poisoned_targets(POISONED))
     monkeypatch.setattr(Policy, "pack", remembering_pack)
     monkeypatch.setattr(Policy, "logprobs", poisoned_logprobs)
 
@@ -146,7 +135,10 @@ def test_a_poisoned_weight_ends_the_run_in_either_mode(run, tmp_path, stage):
     for guard in (GuardConfig(), SKIP):
         said = stopped(run(stage, prepare=poison, guard=guard)[1])
         assert said.startswith("Step 1 is not finite")
-        assert "The weights were not finite before this step: 1 parameters, model.model.language_model.layers.0" in said
+        assert (
+            "The weights were not finite before this step: 1 parameters, policy.model.model.language_model.layers.0"
+            in said
+        )
 
 
 def test_answers_of_a_poisoned_model_are_an_error(tiny_folder, mixed_data, tmp_path):
@@ -172,7 +164,7 @@ def test_an_infinite_gradient_of_a_finite_loss_is_noticed(run, tmp_path, stage):
 
 
 def test_the_limit_of_skipped_steps_holds_over_a_resume(run, tmp_path, monkeypatch):
-    rewards = [PoisonedReward()]
+    rewards = [PoisonedReward(POISONED)]
     guard = GuardConfig(on_nonfinite="skip", max_skipped_steps=1)
     run("grpo", rewards=rewards, guard=guard)[1]()
     said = stopped(run("grpo", steps=9, rewards=rewards, guard=guard, ckpt_path=tmp_path / "step=4.ckpt")[1])
@@ -182,7 +174,7 @@ def test_the_limit_of_skipped_steps_holds_over_a_resume(run, tmp_path, monkeypat
 
 @pytest.mark.parametrize("inner_epochs", [1, 2])
 def test_a_reward_that_float32_cannot_hold_stops_or_is_skipped(run, tmp_path, inner_epochs):
-    options = {"rewards": [PoisonedReward()], "inner_epochs": inner_epochs, "steps": 4 * inner_epochs}
+    options = {"rewards": [PoisonedReward(POISONED)], "inner_epochs": inner_epochs, "steps": 4 * inner_epochs}
     module, fit = run("grpo", **options)
     said = stopped(fit)
     assert f"Step {2 * inner_epochs + 1} is not finite." in said
@@ -204,7 +196,7 @@ def test_all_micro_batches_of_the_step_are_stored(run, tmp_path):
 
 
 def test_a_stored_rollout_is_what_it_was(run, tmp_path):
-    module, fit = run("grpo", rewards=[PoisonedReward()])
+    module, fit = run("grpo", rewards=[PoisonedReward(POISONED)])
     stopped(fit)
     stored = StoredBatch.load(tmp_path / "nonfinite" / "step000003-rank0.pt")
     assert (stored.step, stored.rank, stored.world_size, stored.config) == (3, 0, 1, None)

@@ -18,13 +18,13 @@ ROOT = Path(__file__).parents[2]
 STRATEGIES = ("ddp", "fsdp2")
 
 
-def launch(ranks, *arguments, module="tests.lightning_modules.two_ranks"):
+def launch(ranks, *arguments, module="tests.lightning_modules.two_ranks", succeeds=True):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     script = ["-m", module, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, *script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+    assert (done.returncode == 0) == succeeds, done.stderr[-4000:]
+    return done.stdout if succeeds else done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -260,3 +260,43 @@ def parted_data(mixed_data):
 def test_ranks_with_and_without_media_train_together(run, parted_data, options, strategy):
     folder = run(2, *options, "--steps=20", "--in_file_order", f"--strategy={strategy}", data=parted_data)
     assert len(scalars(folder)["train/loss"]) == 20
+
+
+# In file order and batches of 4 on two ranks, record 9 is rank 1's in step 3 of an epoch of 3.
+POISONED = ("--poisoned=9", "--in_file_order", "--steps=4")
+EVERYWHERE = pytest.mark.parametrize(
+    ("stage", "strategy"),
+    [
+        ("sft", "ddp"),
+        ("grpo", "fsdp2"),
+        pytest.param("sft", "fsdp2", marks=pytest.mark.slow),
+        pytest.param("grpo", "ddp", marks=pytest.mark.slow),
+    ],
+)
+
+
+@EVERYWHERE
+def test_all_ranks_stop_where_one_is_not_finite(tiny_folder, mixed_data, tmp_path, stage, strategy):
+    options = (f"--stage={stage}", f"--strategy={strategy}", *POISONED)
+    said = launch(2, tiny_folder, mixed_data, tmp_path, *options, succeeds=False)
+    assert [path.name for path in (tmp_path / "nonfinite").iterdir()] == ["step000003-rank1.pt"]
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["step=2.ckpt"] and not (tmp_path / "model").exists()
+    for rank in (0, 1):
+        assert f"On rank {rank} of 2, after 2 optimizer steps, in train" in said
+    assert said.count("rank 1 of 2: the loss is nan" if stage == "sft" else "rank 1 of 2: Reward 'letter'") >= 2
+    assert "the weights are those after step 2" in said and "The weights were not finite" not in said
+
+
+@EVERYWHERE
+def test_all_ranks_skip_where_one_is_not_finite(run, stage, strategy):
+    options = (f"--stage={stage}", *POISONED, "--on_nonfinite=skip")
+    folder, alone = run(2, *options, f"--strategy={strategy}"), run(1, *options)
+    for place in (folder, alone):
+        assert scalars(place)["train/skipped_steps"] == [0.0, 0.0, 1.0, 1.0]
+    weights, expected = (
+        torch.load(next(place.glob("step=4*.ckpt")), weights_only=True)["state_dict"] for place in (folder, alone)
+    )
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-4, msg=name)
+    rate = scalars(folder)["train/grad_norm"]
+    assert rate[-1] == pytest.approx(scalars(alone)["train/grad_norm"][-1], rel=1e-3)

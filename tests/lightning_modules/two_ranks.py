@@ -12,9 +12,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_modules.callbacks import HFExport
 from lightning_modules.functional.policy_loss_types import LossConfig
 from lightning_modules.policy.adapters import AdapterConfig
+from lightning_modules.policy.policy import Policy
+from lightning_modules.training.nonfinite import GuardConfig
 from lightning_modules.training.precision import trainer_options
 from lightning_modules.training.strategies import FSDP2Strategy
 from tests.lightning_modules.module_runs import data_module, grpo_module, sft_module, trainer
+from tests.lightning_modules.poison import PoisonedReward, poisoned_targets
 
 
 def parse(arguments):
@@ -37,6 +40,8 @@ def parse(arguments):
     parser.add_argument("--freeze", nargs="*", default=[])
     parser.add_argument("--resume", help="checkpoint")
     parser.add_argument("--in_file_order", action="store_true")
+    parser.add_argument("--poisoned", help="problem_id of a record with a fault that is not finite")
+    parser.add_argument("--on_nonfinite", default="stop")
     return parser.parse_args(list(map(str, arguments)))
 
 
@@ -51,13 +56,17 @@ def strategy_of(name):
 
 
 def module_of(given):
+    guard = GuardConfig(on_nonfinite=given.on_nonfinite)
     if given.stage == "sft":
-        return sft_module(given.model, freeze=given.freeze, dtype=given.dtype)
+        if given.poisoned is not None:
+            Policy.target_statistics = poisoned_targets(given.poisoned)
+        return sft_module(given.model, freeze=given.freeze, dtype=given.dtype, guard=guard)
     settings = LossConfig(beta=given.beta)
     options = {"loss": given.loss, "loss_config": settings, "freeze": given.freeze}
     options |= {"reference_sync_steps": given.sync, "lora": AdapterConfig(r=4) if given.lora else None}
     options |= {"quantization": given.quantization, "dtype": given.dtype}
-    return grpo_module(given.model, micro_batch_groups=1, advantage_scale="batch", **options)
+    options |= {"rewards": [PoisonedReward(given.poisoned)]} if given.poisoned is not None else {}
+    return grpo_module(given.model, micro_batch_groups=1, advantage_scale="batch", guard=guard, **options)
 
 
 def run(given):
