@@ -34,10 +34,12 @@ class PhaseTimer:
         """Charge the block to `name`."""
         started = time.perf_counter()
         self._tell(name)
-        yield
-        _wait_for_device()
-        self._tell("between phases")
-        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
+        try:
+            yield
+        finally:  # also of a phase that was left early: ranks compare the seconds of all phases
+            _wait_for_device()
+            self._tell("between phases")
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
 
     def end_step(self, rest: str) -> dict[str, float]:
         """Seconds per phase of this step and its "step" in all; what no phase took is charged to `rest`."""

@@ -264,18 +264,16 @@ def test_ranks_with_and_without_media_train_together(run, parted_data, options, 
 
 # In file order and batches of 4 on two ranks, record 9 is rank 1's in step 3 of an epoch of 3.
 POISONED = ("--poisoned=9", "--in_file_order", "--steps=4")
-EVERYWHERE = pytest.mark.parametrize(
-    ("stage", "strategy"),
-    [
-        ("sft", "ddp"),
-        ("grpo", "fsdp2"),
-        pytest.param("sft", "fsdp2", marks=pytest.mark.slow),
-        pytest.param("grpo", "ddp", marks=pytest.mark.slow),
-    ],
-)
 
 
-@EVERYWHERE
+def on_two_ranks(*quick):
+    """Both stages with both strategies; the minutes of all but `quick` are spent in the slow suite."""
+    cases = [(stage, strategy) for stage in ("sft", "grpo") for strategy in STRATEGIES]
+    marked = [case if case in quick else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+    return pytest.mark.parametrize(("stage", "strategy"), marked)
+
+
+@on_two_ranks(("grpo", "fsdp2"))
 def test_all_ranks_stop_where_one_is_not_finite(tiny_folder, mixed_data, tmp_path, stage, strategy):
     options = (f"--stage={stage}", f"--strategy={strategy}", *POISONED)
     said = launch(2, tiny_folder, mixed_data, tmp_path, *options, succeeds=False)
@@ -287,7 +285,7 @@ def test_all_ranks_stop_where_one_is_not_finite(tiny_folder, mixed_data, tmp_pat
     assert "the weights are those after step 2" in said and "The weights were not finite" not in said
 
 
-@EVERYWHERE
+@on_two_ranks(("sft", "ddp"))
 def test_all_ranks_skip_where_one_is_not_finite(run, stage, strategy):
     options = (f"--stage={stage}", *POISONED, "--on_nonfinite=skip")
     folder, alone = run(2, *options, f"--strategy={strategy}"), run(1, *options)
