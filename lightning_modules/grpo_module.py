@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -28,9 +29,10 @@ from lightning_modules.rollouts.sample import RolloutSample
 from lightning_modules.rollouts.scoring import reward_input
 from lightning_modules.rollouts.shuffled import shuffled_prompt
 from lightning_modules.rollouts.types import RolloutGroup, SamplingConfig
-from lightning_modules.training.grpo_metrics import rollout_metrics, token_count
+from lightning_modules.training.grpo_metrics import TOKENS, add_redraws, add_trained_groups, rollout_metrics
+from lightning_modules.training.step_metrics import StepMetrics
 from lightning_modules.training.strategies import gradient_sync, whole_norm
-from lightning_modules.training.update import PolicyUpdate, accumulate
+from lightning_modules.training.update import RANK_LOSSES, PolicyUpdate
 from rewards.base import Reward
 from rewards.errors import UserError
 from rewards.suite import RewardSuite, SuiteConfig
@@ -146,19 +148,22 @@ class GRPOModule(PolicyModule):
                 self.guard.watch_rollout(groups, shuffled)
             with self.timer.phase("reward"):
                 breakdown = self._score(groups, shuffled)
+            metrics = rollout_metrics(groups, breakdown)
             groups, breakdown, redrawn = self._redraw(batch, groups, breakdown, shuffled)
+            if self.max_resamples > 0:
+                add_redraws(metrics, breakdown, redrawn)
         if not self.guard.allows(self):
             self._take_empty_steps()
             return
         all_rewards = self.trainer.strategy.all_gather(breakdown.total.to(self.device)).cpu()
         advantages = group_relative_advantages(breakdown.total, self.advantage_scale, all_rewards=all_rewards)
+        add_trained_groups(metrics, groups, advantages)
         with self.timer.phase("update"):
-            update_metrics = self._update(batch, groups, advantages)
+            first_step = self._update(batch, groups, advantages, metrics)
         self.engine.sync_weights()
         self._sync_reference()
         self.last_rollouts = RolloutSample(groups=groups, breakdown=breakdown, advantages=advantages)
-        rollout = rollout_metrics(groups, breakdown, advantages)
-        self._log_step({**rollout, **update_metrics, "train/redrawn_groups": redrawn}, token_count(groups))
+        self._log_step(metrics, first_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -229,8 +234,13 @@ class GRPOModule(PolicyModule):
             redrawn += len(stale)
         return groups, breakdown, redrawn
 
-    def _update(self, batch: PromptBatch, groups: Sequence[RolloutGroup], advantages: Tensor) -> dict[str, float]:
-        """Take `inner_epochs` optimizer steps on one rollout; returns what to log of the first."""
+    def _update(
+        self, batch: PromptBatch, groups: Sequence[RolloutGroup], advantages: Tensor, metrics: StepMetrics
+    ) -> dict[str, float]:
+        """Take `inner_epochs` optimizer steps on one rollout; adds to `metrics` and returns what to log of the first.
+
+        What is returned is the same on all ranks.
+        """
         strategy, (optimizer, scheduler) = self.trainer.strategy, self._optimizer_and_scheduler()
         micro_batches = self.update.prepare(
             batch,
@@ -242,22 +252,20 @@ class GRPOModule(PolicyModule):
         logged: dict[str, float] = {}
         for epoch in range(self.inner_epochs):
             optimizer.zero_grad()
-            totals: dict[str, float] = {"loss": 0.0}
+            losses: list[Tensor] = []
             for left, micro in zip(reversed(range(len(micro_batches))), micro_batches, strict=True):
-                loss, metrics = self.update.compute_loss(micro)
+                loss = self.update.compute_loss(micro, metrics if epoch == 0 else StepMetrics())
                 with gradient_sync(strategy, last=left == 0):
                     self.manual_backward(loss)
-                totals["loss"] += loss.item()
-                accumulate(totals, metrics, weight=micro.weight)
-            totals["grad_norm"] = whole_norm(clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)).item()
-            totals["lr"] = self.learning_rate
-            if not self.guard.allows(self, loss=totals["loss"], grad_norm=totals["grad_norm"], advantages=advantages):
+                losses.append(loss.detach())
+            norm = whole_norm(clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)).item()
+            if epoch == 0:
+                logged = {"train/grad_norm": norm, "train/lr": self.learning_rate}
+            if not self.guard.allows(self, loss=torch.stack(losses).sum().item(), grad_norm=norm, advantages=advantages):
                 optimizer.zero_grad()  # to none at all: a step without gradients changes nothing
             optimizer.step()
             scheduler.step()
-            if epoch == 0:
-                logged = totals
-        return {f"train/{name}": value for name, value in logged.items()}
+        return logged
 
     def _take_empty_steps(self) -> None:
         """Pass over a rollout without training on it, in as many steps as it would have taken."""
@@ -280,13 +288,15 @@ class GRPOModule(PolicyModule):
         if self.reference is not None and every is not None and self.global_step // every > before // every:
             self.reference.load(dict(self.policy.named_parameters()))
 
-    def _log_step(self, metrics: dict[str, float], tokens: int) -> None:
+    def _log_step(self, metrics: StepMetrics, first_step: dict[str, float]) -> None:
         seconds = self.timer.end_step(rest="update")
-        self.log_dict(metrics, sync_dist=True)
+        values = metrics.reduced(self.trainer.strategy)
+        self.log("train/tokens_per_second", values.pop(TOKENS) / seconds["step"])
+        self.log("train/loss", values.pop(RANK_LOSSES) / self.trainer.world_size)
+        self.log_dict({**values, **first_step})
         self.log_skipped()
         self.log_seconds(seconds)
-        self.log("train/tokens_per_second", tokens * self.trainer.world_size / seconds["step"])
-        self.log("reward", metrics["train/reward/mean"], prog_bar=True, logger=False, sync_dist=True)
+        self.log("reward", values["train/reward/mean"], prog_bar=True, logger=False)
 
 
 def _check_arguments(

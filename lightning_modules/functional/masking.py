@@ -5,8 +5,24 @@ Shapes: S completions, C completion tokens.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedMean:
+    """A mean of one micro-batch, in parts that add up over micro-batches and ranks."""
+
+    total: Tensor
+    """Detached scalar: sum of the values."""
+    weight: Tensor
+    """Scalar: how many there are."""
+
+    def item(self) -> float:
+        """The mean; 0 of no values."""
+        return self.total.item() / max(1.0, self.weight.item())
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
@@ -14,9 +30,9 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Scalar mean of `values` where `mask` (same shape) is true; 0 if it is true nowhere."""
-    return (values * mask).sum() / mask.sum().clamp(min=1)
+def masked_mean(values: Tensor, mask: Tensor) -> WeightedMean:
+    """Mean of `values`, without gradient, where `mask` (same shape) is true; 0 if it is true nowhere."""
+    return WeightedMean(total=(values.detach() * mask).sum(), weight=mask.sum())
 
 
 def masked_row_mean(values: Tensor, mask: Tensor) -> Tensor:

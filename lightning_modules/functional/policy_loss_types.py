@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from lightning_modules.functional.masking import WeightedMean
 from rewards.errors import UserError
 
 KLTail = Literal["constant", "linear"]
@@ -94,9 +95,10 @@ class LossOutput:
 
     loss: Tensor
     """Scalar. Summed over the micro-batches of a step it is the loss of everything on this rank."""
-    metrics: Mapping[str, Tensor]
-    """Detached scalars, means over the tokens of this micro-batch: `clip_fraction`, `ratio` and, with a reference,
-    `kl` and `kl_clamped`. The mean over micro-batches, weighted by their tokens, is that of the whole batch."""
+    metrics: Mapping[str, WeightedMean]
+    """Means over this micro-batch: `clip_fraction` and `ratio` over what has a ratio of its own (tokens; completions in
+    GSPO) and, with a reference, `kl` and `kl_clamped` over
+    tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,8 @@ def gspo_loss(inputs: LossInputs, config: LossConfig) -> LossOutput:
     # Repeated for every token, the ratio of a completion passes the mean over its tokens unchanged, and a masked
     # completion drops out there.
     ratio = log_ratio.exp()[:, None].expand_as(inputs.logprobs)  # [S, C]
-    return _clipped_loss(inputs, config, ratio=ratio, aggregate=_completion_mean_sum)
+    firsts = inputs.mask & (inputs.mask.cumsum(dim=1) == 1)  # [S, C]: one place of each completion that counts
+    return _clipped_loss(inputs, config, ratio=ratio, aggregate=_completion_mean_sum, logged=firsts)
 
 
 def cispo_loss(inputs: LossInputs, config: LossConfig) -> LossOutput:
@@ -148,7 +149,9 @@ def _completion_mean_sum(values: Tensor, mask: Tensor) -> Tensor:
     return masked_row_mean(values, mask).sum()
 
 
-def _clipped_loss(inputs: LossInputs, config: LossConfig, *, ratio: Tensor, aggregate: Aggregate) -> LossOutput:
+def _clipped_loss(
+    inputs: LossInputs, config: LossConfig, *, ratio: Tensor, aggregate: Aggregate, logged: Tensor | None = None
+) -> LossOutput:
     """The penalized loss of the objective min(min(r, delta) A, clip(r, 1 - clip_low, 1 + clip_high) A), ratio [S, C].
 
     A ratio counts as clipped where clipping removed its gradient, not wherever it left the interval: beyond
@@ -159,11 +162,20 @@ def _clipped_loss(inputs: LossInputs, config: LossConfig, *, ratio: Tensor, aggr
     clipped_ratio = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     objective = torch.minimum(bounded * advantages, clipped_ratio * advantages)  # [S, C]
     clipped = objective.detach() != ratio.detach() * advantages  # [S, C]
-    return _penalized_loss(inputs, config, objective=objective, ratio=ratio, clipped=clipped, aggregate=aggregate)
+    return _penalized_loss(
+        inputs, config, objective=objective, ratio=ratio, clipped=clipped, aggregate=aggregate, logged=logged
+    )
 
 
 def _penalized_loss(
-    inputs: LossInputs, config: LossConfig, *, objective: Tensor, ratio: Tensor, clipped: Tensor, aggregate: Aggregate
+    inputs: LossInputs,
+    config: LossConfig,
+    *,
+    objective: Tensor,
+    ratio: Tensor,
+    clipped: Tensor,
+    aggregate: Aggregate,
+    logged: Tensor | None = None,
 ) -> LossOutput:
     """aggregate(-objective + beta * k3) / denominator, with what to log.
 
@@ -172,19 +184,18 @@ def _penalized_loss(
         ratio: float [S, C], for logging.
         clipped: bool [S, C], for logging.
         aggregate: sums the objective and the KL penalty alike.
+        logged: bool [S, C]: the places whose ratios are logged; None takes all tokens.
     """
     token_losses = -objective
-    metrics = {
-        "clip_fraction": masked_mean(clipped.float(), inputs.mask),
-        "ratio": masked_mean(ratio.detach(), inputs.mask),
-    }
+    logged = inputs.mask if logged is None else logged
+    metrics = {"clip_fraction": masked_mean(clipped.float(), logged), "ratio": masked_mean(ratio, logged)}
     if inputs.reference_logprobs is None:
         assert config.beta == 0, "beta > 0 without a reference"
     else:
         logprobs, reference = _cleared(inputs.logprobs, inputs.mask), _cleared(inputs.reference_logprobs, inputs.mask)
         divergence = k3_divergence(logprobs, reference, config.kl_log_clamp, config.kl_beyond_clamp)
         token_losses = token_losses + config.beta * divergence
-        metrics["kl"] = masked_mean(divergence.detach(), inputs.mask)
-        beyond = (reference - logprobs.detach()).abs() > config.kl_log_clamp
+        metrics["kl"] = masked_mean(divergence, inputs.mask)
+        beyond = (reference - logprobs).abs() > config.kl_log_clamp
         metrics["kl_clamped"] = masked_mean(beyond.float(), inputs.mask)
     return LossOutput(loss=aggregate(token_losses, inputs.mask) / inputs.denominator, metrics=metrics)

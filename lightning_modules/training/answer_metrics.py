@@ -1,4 +1,4 @@
-"""Metrics that are sums over all ranks: tokens of fine-tuning, answers of evaluation."""
+"""Means over the answers of an evaluation, on all ranks."""
 
 from __future__ import annotations
 
@@ -8,35 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_modules.functional.logprobs import TokenStatistics
 from rewards.types import ProblemType
-
-
-class TokenMetrics(Metric):
-    """Loss, perplexity and accuracy over the target tokens seen since the last reset."""
-
-    full_state_update = False
-    negative_logprob: Tensor
-    correct: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("negative_logprob", "correct", "count"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, statistics: TokenStatistics) -> None:
-        self.negative_logprob -= statistics.logprobs.detach().double().sum()
-        self.correct += statistics.is_top.sum()
-        self.count += statistics.is_top.numel()
-
-    def compute(self) -> dict[str, Tensor]:
-        loss = self.negative_logprob / self.count
-        return {
-            "loss": loss.float(),
-            "perplexity": loss.exp().float(),
-            "token_accuracy": (self.correct / self.count).float(),
-        }
 
 
 class AnswerMetrics(Metric):

@@ -18,9 +18,13 @@ from lightning_modules.policy.policy import Policy
 from lightning_modules.policy.reference import ReferencePolicy
 from lightning_modules.policy.types import PolicyBatch
 from lightning_modules.rollouts.types import RolloutGroup
+from lightning_modules.training.step_metrics import StepMetrics
 
 Reduce = Callable[[Tensor], Tensor]
 """Combines a tensor over all ranks."""
+
+RANK_LOSSES = "rank_losses"
+"""The losses of all ranks, added up; their denominators are means per rank, so the loss of the step is their mean."""
 
 
 @dataclass(kw_only=True)
@@ -35,8 +39,8 @@ class MicroBatch:
     sampler_logprobs: Tensor
     """float [S, C], recorded when the completions were sampled."""
     denominator: float
-    weight: float
-    """Its fraction of the rank's tokens in this step, by which its metrics count."""
+    idle: bool = False
+    """It only keeps other ranks company: neither loss nor metrics."""
     old_logprobs: Tensor | None = None
     """float [S, C]; those of the first inner epoch, None before it."""
 
@@ -104,7 +108,6 @@ class PolicyUpdate:
         live = live or [0]
         size = self.micro_batch_groups or len(groups)
         chunks = [live[start : start + size] for start in range(0, len(live), size)]
-        tokens = sum(len(c.token_ids) for index in live for c in groups[index].completions)
         micro_batches = [
             self._micro_batch(
                 batch.select(chunk),
@@ -112,16 +115,15 @@ class PolicyUpdate:
                 advantages[chunk],
                 kept=torch.cat([masks[index].any(dim=1) for index in chunk]),
                 denominator=self.loss.denominator(counts),
-                step_tokens=tokens,
             )
             for chunk in chunks
         ]
         wanted = int(max_over_ranks(torch.tensor(len(micro_batches), device=batch.input_ids.device)))
-        idle = replace(micro_batches[-1], loss_mask=torch.zeros_like(micro_batches[-1].loss_mask), weight=0.0)
+        idle = replace(micro_batches[-1], loss_mask=torch.zeros_like(micro_batches[-1].loss_mask), idle=True)
         return micro_batches + [idle] * (wanted - len(micro_batches))
 
-    def compute_loss(self, micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a micro-batch, which is a summand of the step's, and scalars to log.
+    def compute_loss(self, micro: MicroBatch, metrics: StepMetrics) -> Tensor:
+        """The loss of a micro-batch, which is a summand of the step's; what there is to log is added to `metrics`.
 
         Fills in the old log-probabilities of the micro-batch.
         """
@@ -142,14 +144,15 @@ class PolicyUpdate:
             ),
             self.config,
         )
-        difference = (micro.sampler_logprobs - micro.old_logprobs).abs() * micro.batch.mask
-        metrics = {
-            "entropy": masked_mean(statistics.entropy.detach(), micro.batch.mask),
-            "logprob_difference/mean": masked_mean(difference, micro.batch.mask),
-            "logprob_difference/max": difference.max(),
-            **output.metrics,
-        }
-        return output.loss, metrics
+        metrics.add_count(RANK_LOSSES, output.loss)
+        if not micro.idle:
+            difference = (micro.sampler_logprobs - micro.old_logprobs).abs() * micro.batch.mask
+            metrics.add_mean("train/entropy", masked_mean(statistics.entropy, micro.batch.mask))
+            metrics.add_mean("train/logprob_difference/mean", masked_mean(difference, micro.batch.mask))
+            metrics.add_maximum("train/logprob_difference/max", difference.max())
+            for name, mean in output.metrics.items():
+                metrics.add_mean(f"train/{name}", mean)
+        return output.loss
 
     def _micro_batch(
         self,
@@ -159,7 +162,6 @@ class PolicyUpdate:
         *,
         kept: Tensor,
         denominator: float,
-        step_tokens: int,
     ) -> MicroBatch:
         batch = self.policy.pack(prompts, [[completion.token_ids for completion in g.completions] for g in groups])
         mask, device = batch.mask, batch.mask.device
@@ -170,7 +172,6 @@ class PolicyUpdate:
             loss_mask=mask & kept[:, None].to(device),
             sampler_logprobs=torch.zeros(mask.shape, device=device).masked_scatter(mask, sampled.to(device)),
             denominator=denominator,
-            weight=len(sampled) / step_tokens,
         )
 
     def _loss_mask(self, group: RolloutGroup) -> Tensor:
@@ -179,12 +180,3 @@ class PolicyUpdate:
         if self.mask_truncated:
             lengths = lengths * torch.tensor([not completion.truncated for completion in group.completions])
         return length_mask(lengths, max(1, int(lengths.max())))
-
-
-def accumulate(totals: dict[str, float], metrics: dict[str, Tensor], *, weight: float) -> None:
-    """Add a micro-batch's metrics to those of the step: maxima stay maxima, means are weighted."""
-    for name, value in metrics.items():
-        if name.endswith("/max"):
-            totals[name] = max(totals.get(name, 0.0), value.item())
-        else:
-            totals[name] = totals.get(name, 0.0) + weight * value.item()

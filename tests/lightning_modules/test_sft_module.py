@@ -6,8 +6,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from datamodules.collate import IGNORED_LABEL, SFTCollator
 from lightning_modules.callbacks import RolloutPictures
-from lightning_modules.training.answer_metrics import TokenMetrics
+from lightning_modules.sft_module import LOSS_SCALE
 from tests.lightning_modules.module_runs import data_module, scalars, sft_module, trainer
+from tests.lightning_modules.sft_gradients import assert_same_steps, expected_steps, lightning_steps
 
 
 def test_training_learns_and_logs(tiny_folder, mixed_data, tmp_path):
@@ -42,7 +43,7 @@ def test_the_loss_is_that_of_the_labeled_tokens(tiny_folder, mixed_data, tmp_pat
     dataset = data._dataset("fit", data.train_frames, with_targets=True)
     samples = [sample for sample in map(dataset.__getitem__, range(12)) if sample.prompt.vision is None]
     batch = module.policy.with_positions(SFTCollator(pad_token_id=data.tokenizer.pad_token_id)(samples))
-    loss = module.training_step(batch, 0)
+    loss = module.training_step(batch, 0) / LOSS_SCALE / (batch.labels[:, 1:] != IGNORED_LABEL).sum()
 
     model = module.policy.model
     logits = model(batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
@@ -66,16 +67,28 @@ def test_padding_does_not_change_the_loss(tiny_folder, mixed_data):
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-6)
 
 
-def test_token_metrics():
-    metrics = TokenMetrics()
-    statistics = type("S", (), {"logprobs": torch.tensor([0.5, 0.25]).log(), "is_top": torch.tensor([True, False])})
-    metrics.update(statistics)
-    metrics.update(statistics)
-    values = metrics.compute()
-    # Mean of ln 2 and ln 4 is 1.5 ln 2; perplexity 2 ** 1.5.
-    assert values["loss"].item() == pytest.approx(1.5 * math.log(2))
-    assert values["perplexity"].item() == pytest.approx(2**1.5)
-    assert values["token_accuracy"].item() == 0.5
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(4, 2), (2, 4), (1, 8)])
+def test_every_token_of_a_step_weighs_the_same_in_whatever_micro_batch(
+    tiny_folder, mixed_data, tmp_path, batch_size, accumulate
+):
+    """Twelve records: a step of 8 and, at the end of the epoch, one of 4, which is half a window."""
+    expected = expected_steps(tiny_folder, mixed_data, [range(8), range(8, 12)])
+    options = {"batch_size": batch_size, "accumulate": accumulate}
+    actual = lightning_steps(tiny_folder, mixed_data, tmp_path, **options)
+    assert_same_steps(actual, expected)
+
+
+def test_the_logged_values_are_those_of_the_step(tiny_folder, mixed_data, tmp_path):
+    """The loss and gradient norm of 4 x 1 are those of 4, and each step is logged once."""
+    for name, options in {"whole": (4, 1), "split": (1, 4)}.items():
+        data = data_module(tiny_folder, mixed_data, train_format="sft", batch_size=options[0], shuffle=False)
+        run = trainer(tmp_path / name, max_epochs=2, limit_val_batches=0, accumulate_grad_batches=options[1])
+        run.fit(sft_module(tiny_folder, dtype="float64"), data)
+    whole, split = scalars(tmp_path / "whole"), scalars(tmp_path / "split")
+    for tag in ("train/loss", "train/perplexity", "train/token_accuracy", "train/grad_norm"):
+        assert len(whole[tag]) == 6
+        assert split[tag] == pytest.approx(whole[tag], rel=1e-4), tag
+    assert split["train/perplexity"][0] == pytest.approx(math.exp(split["train/loss"][0]), rel=1e-5)
 
 
 def test_prompts_to_train_on_are_refused(tiny_folder, mixed_data, tmp_path):

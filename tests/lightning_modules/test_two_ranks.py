@@ -13,6 +13,7 @@ from lightning_modules.policy.adapters import is_adapter
 from lightning_modules.policy.loading import load_policy
 from tests.lightning_modules import two_ranks
 from tests.lightning_modules.module_runs import scalars
+from tests.lightning_modules.sft_gradients import assert_same_steps, expected_steps
 
 ROOT = Path(__file__).parents[2]
 STRATEGIES = ("ddp", "fsdp2")
@@ -78,6 +79,15 @@ def test_two_ranks_give_the_trajectory_of_one(run, strategy, options):
     assert "seconds/slowest_rank/step" not in one
     for tag in ("val/accuracy", "val/completion_tokens", "val/accuracy/OCR"):
         assert two[tag] == pytest.approx(one[tag], rel=1e-5), tag
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_token_of_a_step_weighs_the_same_on_whatever_rank(tiny_folder, mixed_data, tmp_path, strategy):
+    """Two ranks with windows of 4 records take a step of 8 and, at the end of the epoch, one of 4."""
+    module = "tests.lightning_modules.sft_gradients"
+    launch(2, tiny_folder, mixed_data, tmp_path, f"--strategy={strategy}", module=module)
+    steps = torch.load(tmp_path / "steps.pt", weights_only=True)
+    assert_same_steps(steps, expected_steps(tiny_folder, mixed_data, [range(8), range(8, 12)]))
 
 
 def test_one_file_saved_by_sharded_ranks_resumes_on_one_rank(run):

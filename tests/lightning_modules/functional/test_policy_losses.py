@@ -191,10 +191,13 @@ def test_clip_fraction_counts_tokens_without_gradient():
     assert output.metrics["clip_fraction"].item() == pytest.approx(2 / 3)
     assert output.metrics["ratio"].item() == pytest.approx(2.5 / 3)
     assert "kl" not in output.metrics
-    # GSPO clips the second completion, one token of three; its ratios are 0.866025 twice and 0.5.
+    # GSPO clips the second completion of two, however many tokens they have; their ratios are 0.866025 and 0.5.
     output, _ = run("gspo", RATIOS, ADVANTAGES)
-    assert output.metrics["clip_fraction"].item() == pytest.approx(1 / 3)
-    assert output.metrics["ratio"].item() == pytest.approx((2 * 0.866025 + 0.5) / 3, abs=1e-6)
+    assert output.metrics["clip_fraction"].item() == pytest.approx(1 / 2)
+    assert output.metrics["ratio"].item() == pytest.approx((0.866025 + 0.5) / 2, abs=1e-6)
+    # A completion that is left out is none of those that count.
+    output, _ = run("gspo", RATIOS, ADVANTAGES, mask=torch.tensor([[True, True], [False, False]]))
+    assert output.metrics["clip_fraction"].item() == 0 and output.metrics["clip_fraction"].weight.item() == 1
     # CISPO bounds the weight of all three.
     assert run("cispo", RATIOS, ADVANTAGES)[0].metrics["clip_fraction"].item() == 1.0
     # Beyond delta the gradient is gone as well.
