@@ -97,8 +97,7 @@ class LossOutput:
     """Scalar. Summed over the micro-batches of a step it is the loss of everything on this rank."""
     metrics: Mapping[str, WeightedMean]
     """Means over this micro-batch: `clip_fraction` and `ratio` over what has a ratio of its own (tokens; completions in
-    GSPO) and, with a reference, `kl` and `kl_clamped` over
-    tokens."""
+    GSPO) and, with a reference, `kl` and `kl_clamped` over tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)

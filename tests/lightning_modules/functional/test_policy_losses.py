@@ -88,7 +88,7 @@ def test_the_losses_draw_back_what_drifted_only_with_a_linear_penalty():
     linear, linear_gradient = run("grpo", ratio, [0.0], kl_beyond_clamp="linear", **options)
     assert flat_gradient.item() == 0.0
     assert linear_gradient.item() == pytest.approx(0.5 * (1 - math.exp(-10)))
-    assert flat.metrics["kl_clamped"] == linear.metrics["kl_clamped"] == 1.0
+    assert flat.metrics["kl_clamped"].item() == linear.metrics["kl_clamped"].item() == 1.0
 
 
 def test_the_losses_there_are():
