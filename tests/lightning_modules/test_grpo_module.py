@@ -276,6 +276,29 @@ def test_groups_without_variance_are_drawn_again(tiny_folder, mixed_data, tmp_pa
     assert logged["train/redrawn_groups"][0] == 2 * stale > 0
 
 
+class LaterReward(LetterReward):
+    """Tells the completions of a group apart only after all four groups were scored once."""
+
+    def __init__(self):
+        super().__init__()
+        self.scored = 0
+
+    def score(self, group, raw):
+        self.scored += 1
+        return [1.0] * 4 if self.scored <= 4 else [2.0, 4.0, 6.0, 8.0]
+
+
+def test_the_logged_reward_is_that_before_redrawing(tiny_folder, mixed_data, tmp_path):
+    options = {"rewards": [LaterReward()], "max_resamples": 2, "loss_config": NO_REFERENCE}
+    module, logged = run(tmp_path, tiny_folder, mixed_data, steps=1, **options)
+    expected = {"train/reward/mean": 1, "train/reward/letter/mean": 1, "train/reward/std": 0}
+    expected |= {"train/zero_variance_groups": 1, "train/redrawn_groups": 4}
+    # Mean of 2, 4, 6 and 8.
+    expected |= {"train/reward/mean_after_redraws": 5, "train/zero_variance_groups_after_redraws": 0}
+    assert {tag: logged[tag] for tag in expected} == {tag: [value] for tag, value in expected.items()}
+    assert module.last_rollouts.breakdown.total.mean() == 5  # what is trained on
+
+
 def test_truncated_completions_can_be_left_out(tiny_folder, mixed_data, tmp_path):
     options = {"sampling": SamplingConfig(max_new_tokens=3), "loss_config": NO_REFERENCE, "mask_truncated": True}
     _, logged = run(tmp_path, tiny_folder, mixed_data, steps=1, **options)

@@ -50,7 +50,8 @@ def run(tiny_folder, mixed_data, tmp_path_factory):
 def assert_same_training(folder, expected, *, steps):
     """The last so many steps of two runs."""
     actual, expected = scalars(folder), scalars(expected)
-    for tag in {"train/loss", "train/grad_norm", "train/reward/mean"} & expected.keys():
+    tags = {tag for tag in expected if tag.startswith("train/")} - {"train/tokens_per_second"}
+    for tag in sorted(tags - {"train/logprob_difference/mean", "train/logprob_difference/max"}):  # rounding alone
         assert actual[tag][-steps:] == pytest.approx(expected[tag][-steps:], rel=1e-4, abs=1e-6), tag
         assert len(actual[tag]) >= steps
 
