@@ -261,7 +261,8 @@ class GRPOModule(PolicyModule):
             norm = whole_norm(clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)).item()
             if epoch == 0:
                 logged = {"train/grad_norm": norm, "train/lr": self.learning_rate}
-            if not self.guard.allows(self, loss=torch.stack(losses).sum().item(), grad_norm=norm, advantages=advantages):
+            loss_sum = torch.stack(losses).sum().item()
+            if not self.guard.allows(self, loss=loss_sum, grad_norm=norm, advantages=advantages):
                 optimizer.zero_grad()  # to none at all: a step without gradients changes nothing
             optimizer.step()
             scheduler.step()
