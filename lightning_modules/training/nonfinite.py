@@ -172,7 +172,7 @@ class NonFiniteGuard:
             faults=tuple(own),
             records=stored.records,
             file=None,
-            weights=tuple(name for name, value in module.named_parameters() if not _is_finite(value)),
+            weights=tuple(name for name, value in module.policy.named_parameters() if not _is_finite(value)),
         )
         has_culprit = _any_rank(trainer, bool(own))
         if own or not has_culprit:  # a gradient alone does not say whose it is

@@ -136,7 +136,7 @@ def test_a_poisoned_weight_ends_the_run_in_either_mode(run, tmp_path, stage):
         said = stopped(run(stage, prepare=poison, guard=guard)[1])
         assert said.startswith("Step 1 is not finite")
         assert (
-            "The weights were not finite before this step: 1 parameters, policy.model.model.language_model.layers.0"
+            "The weights were not finite before this step: 1 parameters, model.model.language_model.layers.0"
             in said
         )
 
