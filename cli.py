@@ -22,6 +22,7 @@ from lightning_modules.commands.convert_command import convert_command
 from lightning_modules.commands.demo_command import demo_command
 from lightning_modules.commands.export_command import export_command
 from lightning_modules.commands.report_command import report_command
+from lightning_modules.commands.run_options import run_options
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -39,6 +40,7 @@ KNOWN_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own
     r"Total length of `list` across ranks is zero",  # fit without validation files
     r"The '\w+_dataloader' does not have many workers",  # the number of workers is configured
+    r"You're resuming from a checkpoint that ended before the epoch ended and your dataloader is not",  # ours resumes
     r"Using ModelCheckpoint with manual optimization",  # weights after the update are what a resume needs
     r"\s*``instantiate_classes`` was deprecated",  # its successor is not in the oldest jsonargparse supported
     r"`gradient_checkpointing_enable` is deprecated",  # its successor is not in the oldest transformers supported
@@ -57,7 +59,7 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
     from lightning_modules.evaluation import replay
     from lightning_modules.policy.loading import supported_model_type
     from lightning_modules.policy_module import PolicyModule
-    from lightning_modules.training.last_checkpoint import last_checkpoint
+    from lightning_modules.training.last_checkpoint import LastCheckpoint, last_checkpoint
     from lightning_modules.training.precision import trainer_options
 
     class Parser(LightningArgumentParser):
@@ -70,6 +72,8 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
             )
 
     class VideoRFTCLI(LightningCLI):
+        last: LastCheckpoint | None = None
+
         def add_arguments_to_parser(self, parser) -> None:
             parser.link_arguments("model.init_args.model_name_or_path", "data.init_args.model_name_or_path")
             for part in ("model", "data"):
@@ -82,11 +86,12 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
                 given = self.config[self.subcommand]
                 _check_checkpoint(given.get("ckpt_path"))
                 if given.get("ckpt_path") == "last" and (found := last_checkpoint(given["trainer"].as_dict())):
-                    given["ckpt_path"] = str(found)
+                    self.last, given["ckpt_path"] = found, str(found.path)
 
         def instantiate_trainer(self, **kwargs: Any) -> Trainer:
             options = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-            return super().instantiate_trainer(**trainer_options(options))
+            continued = self.last if self.subcommand == "fit" else None
+            return super().instantiate_trainer(**run_options(trainer_options(options), continued))
 
         def instantiate_classes(self) -> None:
             if self.subcommand is not None:

@@ -31,6 +31,7 @@ from datamodules.types import BadRecord, EncodedPrompt, PromptBatch, SFTBatch, V
 from datamodules.video.decoding import READERS
 from datamodules.video.frame_sampling import EVAL, TRAIN, FrameConfig
 from datamodules.video.types import MediaConfig, ReaderName
+from datamodules.worker_signals import prepare_worker
 from rewards.errors import UserError
 
 TrainFormat = Literal["sft", "prompts"]
@@ -380,4 +381,5 @@ class VideoDataModule(L.LightningDataModule):
             collate_fn=collator(pad_token_id=self.tokenizer.pad_token_id),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=prepare_worker,
         )

@@ -11,9 +11,11 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
+
+_PARTIAL = re.compile(r"\..+\.\d+\.partial")
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -27,20 +29,21 @@ def whole_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     """An open file that takes its place when the block ends, and is removed when the block raises.
 
     Args:
-        path: file to write or replace; missing folders are made.
+        path: file to write or replace (a folder of that name is replaced too, as by `whole_folder`); missing folders
+            above it are made.
         mode: "w" for text in UTF-8, "wb" for bytes.
     """
+    _put_back(_former(path), path)
     partial = _free_place(path)
     try:
         with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    _take_place(partial, path)
 
 
 @contextmanager
@@ -54,8 +57,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Args:
         path: folder to make or replace (a file of that name is replaced too); missing folders above it are made.
     """
-    former = path.with_name(f".{path.name}.former")
-    _put_back(former, path)
+    _put_back(_former(path), path)
     partial = _free_place(path)
     partial.mkdir()
     try:
@@ -63,10 +65,46 @@ def whole_folder(path: Path) -> Iterator[Path]:
         for entry in (*partial.rglob("*"), partial):
             if not entry.is_symlink():
                 _sync(entry)
-        _remove(former)
-        if path.exists():
+    except BaseException:
+        _remove(partial)
+        raise
+    _take_place(partial, path)
+
+
+def remove_whole(path: Path) -> None:
+    """Remove a file or folder; one that is half removed no longer has its name."""
+    if os.path.lexists(path):
+        partial = _free_place(path)
+        path.rename(partial)
+        _remove(partial)
+
+
+def restore_former(folder: Path) -> None:
+    """Put former content back where a killed program left nothing in its place; several processes may do so at once."""
+    for former in folder.glob(".*.former"):
+        _put_back(former, folder / former.name.removeprefix(".").removesuffix(".former"))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed programs left under temporary names, while nothing is written in `folder`."""
+    restore_former(folder)
+    for entry in (*folder.glob(".*.former"), *folder.glob(".*.partial")):
+        if entry.suffix == ".former" or _PARTIAL.fullmatch(entry.name):
+            _remove(entry)
+
+
+def _former(path: Path) -> Path:
+    return path.with_name(f".{path.name}.former")
+
+
+def _take_place(partial: Path, path: Path) -> None:
+    """Rename `partial` to `path`; where a folder is replaced or replaces, what was there is moved aside first."""
+    former = _former(path)
+    try:
+        if path.is_dir() or (partial.is_dir() and os.path.lexists(path)):
+            _remove(former)
             path.rename(former)
-        partial.rename(path)
+        partial.replace(path)
     except BaseException:
         _put_back(former, path)
         _remove(partial)
@@ -86,8 +124,9 @@ def _free_place(path: Path) -> Path:
 
 
 def _put_back(former: Path, path: Path) -> None:
-    if former.exists() and not path.exists():
-        former.rename(path)
+    if os.path.lexists(former) and not os.path.lexists(path):
+        with suppress(FileNotFoundError):  # another process was first
+            former.rename(path)
 
 
 def _remove(path: Path) -> None:

@@ -61,7 +61,6 @@ class HFExport(Callback):
             )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Not on_fit_end: by then the strategy has moved the parameters to the CPU, where shards cannot be gathered.
         if is_fast_dev_run(trainer):
             rank_zero_info("HFExport exports nothing in a fast_dev_run.")
             return
@@ -71,6 +70,16 @@ class HFExport(Callback):
             pl_module.export_pretrained(partial)
         self._exported = True
         rank_zero_info(f"Model exported to {folder}")
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A fit that was over before it began has no end of training: make the export that a kill left out."""
+        if self._exported or is_fast_dev_run(trainer) or not trainer.fit_loop.done or trainer.global_step == 0:
+            return
+        folder = self._folder(trainer)
+        if folder.exists():
+            rank_zero_info(f"This run was finished before; {folder} stays as it is.")
+        else:
+            self.on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not self._exported:

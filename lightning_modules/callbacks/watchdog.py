@@ -127,6 +127,8 @@ class Watchdog(Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._stop()
+        if isinstance(exception, SystemExit):  # a signal ended this run, after its step
+            return
         _say(f"{self._rank} failed {self._place()}\n  {type(exception).__name__}: {exception}")
         if self._several_ranks:  # the others wait for this one: it must not hang on its way out
             faulthandler.dump_traceback_later(min(self.seconds, LEAVING_SECONDS), exit=True, file=_stderr())

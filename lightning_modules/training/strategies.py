@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from lightning_modules.policy.policy import Policy
 from lightning_modules.policy.reference import CHECKPOINT_KEY as REFERENCE
 from lightning_modules.policy.sharding import gathered, shard, sharded_like, unsharded
+from lightning_modules.training.checkpoint_files import WholeCheckpoints
 from lightning_modules.training.shared_folder import shared_folder
 
 
@@ -63,6 +64,8 @@ class FSDP2Strategy(ModelParallelStrategy):
     def setup_environment(self) -> None:
         # Lightning's default would take the devices of a node for tensor parallelism and feed them the same records.
         self._data_parallel_size = self.num_nodes * self.num_processes
+        if self._checkpoint_io is None:
+            self.checkpoint_io = WholeCheckpoints()
         super().setup_environment()
 
     def shard(self, policy: Policy) -> Policy:
@@ -123,7 +126,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         if not self._save_distributed_checkpoint:
             if REFERENCE in checkpoint:
                 checkpoint[REFERENCE] = gathered(checkpoint[REFERENCE])
-            super().save_checkpoint(checkpoint, filepath, storage_options)
+            if self.is_global_zero:
+                self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
             return
         reference = checkpoint.pop(REFERENCE, None)
         with shared_folder(self, Path(filepath)) as folder:

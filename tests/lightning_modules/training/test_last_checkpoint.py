@@ -4,35 +4,71 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 import cli
+from lightning_modules.training.checkpoint_files import WholeCheckpoints
 from lightning_modules.training.last_checkpoint import last_checkpoint
+from rewards.errors import UserError
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
 
-def write(path, age):
+def write(path, age, step=1):
     """A checkpoint so many seconds old."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
+    state = {"global_step": step, "state_dict": {"a": torch.ones(300)}, "optimizer_states": [], "lr_schedulers": []}
+    WholeCheckpoints().save_checkpoint(state, path)
     os.utime(path, (10_000 - age, 10_000 - age))
     return path
 
 
-def test_the_newest_last_checkpoint_of_all_starts_is_found(tmp_path):
+def cut(path):
+    times = path.stat()
+    path.write_bytes(path.read_bytes()[:700])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_the_newest_checkpoint_of_all_starts_is_found(tmp_path):
     trainer = {"default_root_dir": str(tmp_path), "callbacks": [{"class_path": "x", "init_args": {"dirpath": None}}]}
     assert last_checkpoint(trainer) is None
     logs = tmp_path / "lightning_logs"
     write(logs / "version_0" / "checkpoints" / "last.ckpt", age=30)
+    assert last_checkpoint(trainer).path == logs / "version_0" / "checkpoints" / "last.ckpt"
     newest = write(logs / "version_1" / "checkpoints" / "last-v1.ckpt", age=10)
     write(logs / "version_1" / "checkpoints" / "last.ckpt", age=20)
-    write(logs / "version_1" / "checkpoints" / "step=4.ckpt", age=0)
-    write(logs / "version_1" / "checkpoints" / "lasting.ckpt", age=0)
-    assert last_checkpoint(trainer) == newest
+    write(logs / "version_1" / "checkpoints" / ".last.ckpt.12.partial", age=0)
+    assert last_checkpoint(trainer).path == newest
+    without_save_last = write(logs / "version_1" / "checkpoints" / "step=4.ckpt", age=9)
+    assert last_checkpoint(trainer).path == without_save_last
     without_logger = write(tmp_path / "checkpoints" / "last.ckpt", age=5)
-    assert last_checkpoint(trainer) == without_logger
-    trainer["callbacks"][0]["init_args"]["dirpath"] = "elsewhere"  # which Lightning itself looks into
-    assert last_checkpoint(trainer) is None
+    assert last_checkpoint(trainer).path == without_logger
+    of_the_scheduler = write(tmp_path / "hpc_ckpt_3.ckpt", age=4, step=17)
+    assert last_checkpoint(trainer).path == of_the_scheduler
+    elsewhere = write(tmp_path / "else" / "where" / "at" / "all" / "last.ckpt", age=3)
+    assert last_checkpoint(trainer).path == of_the_scheduler
+    trainer["callbacks"].append({"class_path": "y", "init_args": {"dirpath": str(elsewhere.parent)}})
+    assert last_checkpoint(trainer).path == elsewhere
+    assert last_checkpoint(trainer).state["global_step"] == 1
+
+
+def test_what_cannot_be_resumed_is_passed_over_aloud(tmp_path):
+    trainer = {"default_root_dir": str(tmp_path)}
+    sound = write(tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt", age=30, step=4)
+    newer = write(tmp_path / "lightning_logs" / "version_1" / "checkpoints" / "last.ckpt", age=20)
+    cut(newer)
+    with pytest.warns(UserWarning, match="passes over .*version_1/checkpoints/last.ckpt: the file is cut off"):
+        found = last_checkpoint(trainer)
+    assert (found.path, found.state["global_step"]) == (sound, 4)
+    cut(sound)
+    with pytest.warns(UserWarning), pytest.raises(UserError, match="none of the checkpoints can be resumed"):
+        last_checkpoint(trainer)
+
+
+def test_a_kill_between_the_two_renames_of_a_folder_loses_nothing(tmp_path):
+    folder = tmp_path / "checkpoints"
+    write(folder / "last.ckpt", age=10, step=6)
+    (folder / "last.ckpt").rename(folder / ".last.ckpt.former")
+    assert last_checkpoint({"default_root_dir": str(tmp_path)}).path == folder / "last.ckpt"
 
 
 def test_a_second_start_with_last_goes_on(tiny_folder, mixed_data, tmp_path, monkeypatch):
