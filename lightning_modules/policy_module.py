@@ -154,6 +154,12 @@ class PolicyModule(L.LightningModule):
         return self.policy.with_positions(batch)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Lightning forgets to count the epoch that begins after a resume from the end of the one before. Its next
+        # checkpoint would name the wrong epoch, and a resume from that one would repeat a batch.
+        epochs = self.trainer.fit_loop.epoch_progress
+        if epochs.current.ready == epochs.current.processed:
+            epochs.increment_ready()
+            epochs.increment_started()
         self.timer.begin_step()
 
     def on_validation_epoch_end(self) -> None:

@@ -1,7 +1,7 @@
 """Kills a process inside one of its writes to the disk: at its call number N within checkpoints.
 
-As a program: `python -m tests.faults.killed_writes CHECKPOINT N ARGUMENT...` runs `cli.py ARGUMENT...`, whose checkpoint
-number CHECKPOINT is killed at call N.
+As a program: `python -m tests.faults.killed_writes CHECKPOINT N ARGUMENT...` runs `cli.py ARGUMENT...` and kills it at
+call N of its checkpoint number CHECKPOINT.
 """
 
 from __future__ import annotations

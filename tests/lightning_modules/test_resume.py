@@ -61,6 +61,24 @@ def run_all(tiny_folder, mixed_data, tmp_path, cases, transitions, steps):
         check(whole, resumed, first_step=step + 1, last_step=LIMITS[limit].get("max_steps", 6), exact=exact)
 
 
+def start_chain(tiny_folder, mixed_data, tmp_path, limit, steps):
+    """Resume at each of `steps` from the checkpoint that the run before it wrote; gives the whole and the last run."""
+    settings = {"stage": "sft", "folders": False, "limit": limit, "workers": 0}
+    folders = [tmp_path / f"{limit}-{step}" for step in (0, *steps)]
+    runs = [{"folder": str(folders[0]), **settings}]
+    for step, before, folder in zip(steps, folders, folders[1:], strict=False):
+        runs.append({"folder": str(folder), **settings, "resume": str(before / f"step={step}.ckpt")})
+    start(1, tiny_folder, mixed_data, tmp_path, runs)
+    return folders[0], folders[-1]
+
+
+@pytest.mark.parametrize("limit", ["max_epochs", "max_steps"])
+def test_a_run_resumed_at_the_end_of_an_epoch_can_be_resumed_again(tiny_folder, mixed_data, tmp_path, limit):
+    """Step 3 ends the first epoch; the start that goes on there writes the checkpoint of step 4."""
+    whole, resumed = start_chain(tiny_folder, mixed_data, tmp_path, limit, [3, 4, 5])
+    check(whole, resumed, first_step=6, last_step=6, exact=True)
+
+
 def test_a_run_with_an_end_in_epochs_goes_on_with_the_next_record(tiny_folder, mixed_data, tmp_path):
     cases = [("sft", False, "max_epochs", 2), ("grpo", True, "max_epochs", 0), ("sft", True, "both", 0)]
     run_all(tiny_folder, mixed_data, tmp_path, cases, [(1, 1)], steps=[2])

@@ -100,7 +100,7 @@ def test_damage_is_noticed(tmp_path, form, kind):
     write(form, path, 2)
     assert read_state(path)["global_step"] == 2
     damage(path if form == "file" else next(path.glob("*.distcp")), kind)
-    with pytest.raises(DamagedCheckpointError, match="cut off|has other content|of at least|cannot be read"):
+    with pytest.raises(DamagedCheckpointError, match=r"cut off|has other content|of at least|cannot be read"):
         read_state(path)
 
 
@@ -109,7 +109,7 @@ def test_a_folder_that_lacks_a_part_is_noticed(tmp_path, part):
     path = tmp_path / "last.ckpt"
     write("folder", path, 2)
     (path / part).unlink()
-    with pytest.raises(DamagedCheckpointError, match="No such file|cannot be read"):
+    with pytest.raises(DamagedCheckpointError, match=r"No such file|cannot be read"):
         read_state(path)
 
 
