@@ -102,18 +102,18 @@ def test_a_signal_ends_the_step_and_the_same_command_goes_on(options, tmp_path, 
     assert logged_steps(run) == list(range(STEPS))
     losses, expected = (read_scalars(folder / "logs")["train/loss"] for folder in (run, whole))
     assert losses == expected
-    # What a kill at the very end leaves out is made by the next start.
-    (run / "model" / "model.safetensors").unlink()
-    before = (run / "model" / "config.json").stat().st_mtime_ns
-    assert status(options(run)) == 0
-    assert (run / "model" / "config.json").stat().st_mtime_ns == before  # what is there is left alone
-    for path in (run / "model").iterdir():
-        path.unlink()
-    (run / "model").rmdir()
-    assert status(options(run)) == 0
-    assert_equal(whole, run)
     # All of this was one run for ModelCheckpoint too: its one checkpoint of the best, and the last one.
     assert sorted(path.name for path in run.rglob("*.ckpt")) == ["epoch=1-step=6.ckpt", "last.ckpt"]
+
+
+@pytest.mark.parametrize("limit", [(), (f"--trainer.max_steps={STEPS}",)], ids=["epochs", "steps"])
+def test_a_finished_run_makes_the_export_that_a_kill_left_out(options, tmp_path, limit):
+    assert status(options(tmp_path, *limit)) == 0
+    whole = (tmp_path / "model").rename(tmp_path / "whole")
+    assert status(options(tmp_path, *limit)) == 0
+    expected, found = (load_file(folder / "model.safetensors") for folder in (whole, tmp_path / "model"))
+    assert all(value.equal(found[name]) for name, value in expected.items())
+    assert logged_steps(tmp_path) == list(range(STEPS))  # nothing was trained again
 
 
 def test_a_signal_before_the_first_step_leaves_nothing(options, tmp_path, capfd):
