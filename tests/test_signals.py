@@ -16,7 +16,7 @@ from lightning_modules.pictures.curves import read_scalars
 
 ROOT = Path(__file__).parent.parent
 STEPS = 6
-FSDP2 = "lightning_modules.training.strategies.FSDP2Strategy"
+FSDP2 = json.dumps({"class_path": "lightning_modules.training.strategies.FSDP2Strategy"})
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +162,7 @@ def started(arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
-@pytest.mark.parametrize("strategy", ["ddp", FSDP2])
+@pytest.mark.parametrize("strategy", ["ddp", FSDP2], ids=["ddp", "fsdp2"])
 @pytest.mark.parametrize(("rank", "group"), [(0, False), (1, False), (0, True)], ids=["first", "second", "all"])
 def test_one_signal_to_any_rank_ends_all(options, tmp_path, stage, strategy, rank, group):
     two = ("--trainer.devices=2", f"--trainer.strategy={strategy}")

@@ -74,7 +74,12 @@ def _write(outgoing: BinaryIO, data: memoryview) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Die with the thread that started this process, whatever this process does then."""
+    """Die with the thread that started this process, whatever this process does then, and not before it.
+
+    Signals that end a run reach its whole group of processes, while it still ends its step.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the call above
         sys.exit()

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules.whole_files import remove_leftovers
+from lightning_modules.training.typed_lightning import is_fast_dev_run
 
 
 class ContinuedRun(Callback):
@@ -51,7 +52,7 @@ class ContinuedRun(Callback):
         self._log_dir = None if logger is None else str(Path(logger.log_dir).resolve())
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if trainer.is_global_zero and not is_fast_dev_run(trainer):
             for callback in _model_checkpoints(trainer):
                 remove_leftovers(Path(callback.dirpath))
         self._saved = False

@@ -19,6 +19,8 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_modules.training.typed_lightning import is_fast_dev_run
+
 STATUS: Mapping[int, int] = MappingProxyType({signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130})
 """Exit status by signal; 143 (128 + SIGTERM) means that the run was pre-empted and can be started again as it was."""
 
@@ -145,7 +147,7 @@ class StopOnSignal(Callback):
             launcher.kill(number)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        if trainer.fast_dev_run:
+        if is_fast_dev_run(trainer):
             return
         callbacks = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
         if callbacks:

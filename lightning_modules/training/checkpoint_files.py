@@ -10,7 +10,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from fsspec.utils import get_protocol
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.distributed.checkpoint import FileSystemReader
 
@@ -35,14 +34,14 @@ class WholeCheckpoints(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        if get_protocol(str(path)) != "file":
+        if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         with whole_file(Path(path), "wb") as file:
             torch.save(checkpoint, file)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        if get_protocol(str(path)) != "file":
+        if "://" in str(path):
             super().remove_checkpoint(path)
         else:
             remove_whole(Path(path))

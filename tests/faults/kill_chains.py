@@ -21,16 +21,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FSDP2 = "lightning_modules.training.strategies.FSDP2Strategy"
+
+
+def _fsdp2(folders: bool) -> str:
+    strategy = "lightning_modules.training.strategies.FSDP2Strategy"
+    return json.dumps({"class_path": strategy, "init_args": {"save_distributed_checkpoint": folders}})
+
+
 STRATEGIES = {
     "one process": [],
     "DDP": ["--trainer.devices=2", "--trainer.strategy=ddp"],
-    "FSDP2, file": ["--trainer.devices=2", f"--trainer.strategy={FSDP2}"],
-    "FSDP2, folder": [
-        "--trainer.devices=2",
-        f"--trainer.strategy={FSDP2}",
-        "--trainer.strategy.init_args.save_distributed_checkpoint=true",
-    ],
+    "FSDP2, file": ["--trainer.devices=2", f"--trainer.strategy={_fsdp2(False)}"],
+    "FSDP2, folder": ["--trainer.devices=2", f"--trainer.strategy={_fsdp2(True)}"],
 }
 LENGTHS = {"sft": (16, 96, 4), "grpo": (8, 64, 3)}
 """Records per step over all ranks, records, epochs: 24 steps each."""
