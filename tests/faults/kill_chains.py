@@ -189,6 +189,19 @@ def gradients(folder: Path, resumed: list[int]) -> tuple[int, int]:
     return sum(value > 0 for _, value in curve), len(curve)
 
 
+def report(chain: Chain, whole: Path) -> bool:
+    """Print the chain's row of the table; whether its weights differ from those of the undisturbed run."""
+    expected, found = weights(whole), weights(chain.folder)
+    same = expected.keys() == found.keys() and all(value.equal(found[key]) for key, value in expected.items())
+    with_gradient, steps = gradients(chain.folder, chain.resumed)
+    print(
+        f"| {chain.stage.upper()} | {chain.strategy} | {len(chain.kills)} | {', '.join(map(str, chain.resumed[1:]))} "
+        f"| {with_gradient} of {steps} | {'bit-identical' if same else 'DIFFERENT'} |",
+        flush=True,
+    )
+    return not same
+
+
 def prepare(output: Path, stages: list[str]) -> dict[str, Setting]:
     """Clips, the tiny model, and the fine-tuned one that GRPO starts from."""
     sys.path.insert(0, str(ROOT))
@@ -232,21 +245,17 @@ def main() -> None:
     for stage in given.stages:
         for strategy in given.strategies:
             name = f"{stage}-{strategy.replace(', ', '-').replace(' ', '-').lower()}"
-            whole, folder = output / f"{name}-whole", output / f"{name}-killed"
-            for old in (whole, folder):
-                shutil.rmtree(old, ignore_errors=True)
+            whole = output / f"{name}-whole"
+            shutil.rmtree(whole, ignore_errors=True)
             seconds = run_to_the_end(stage, strategy, whole, settings[stage])
-            chain = Chain(stage=stage, strategy=strategy, folder=folder)
-            run_chain(chain, settings[stage], seconds, given.kills, random.Random(f"{given.seed} {name}"))
-            expected, found = weights(whole), weights(folder)
-            same = expected.keys() == found.keys() and all(value.equal(found[key]) for key, value in expected.items())
-            with_gradient, steps = gradients(folder, chain.resumed)
-            total, different = total + len(chain.kills), different + (not same)
-            print(
-                f"| {stage.upper()} | {strategy} | {len(chain.kills)} | {', '.join(map(str, chain.resumed[1:]))} "
-                f"| {with_gradient} of {steps} | {'bit-identical' if same else 'DIFFERENT'} |",
-                flush=True,
-            )
+            draw, left = random.Random(f"{given.seed} {name}"), given.kills
+            while left > 0:  # a chain may come to its end before it was killed so often
+                chain = Chain(stage=stage, strategy=strategy, folder=output / f"{name}-killed-{left}")
+                shutil.rmtree(chain.folder, ignore_errors=True)
+                run_chain(chain, settings[stage], seconds, left, draw)
+                left -= len(chain.kills)
+                total += len(chain.kills)
+                different += report(chain, whole)
     print(f"\n{total} kills; {different} chains ended with other weights.")
     if different:
         raise SystemExit(1)
