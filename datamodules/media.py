@@ -30,7 +30,7 @@ def read_media(
         TimeRangeError: the record's `start` or `end` lies beyond the end of the video; likewise.
         UserError: `start` and `end` are no range of seconds.
     """
-    if record.data_type == "text":
+    if record.path is None:
         return None
     times = record_times(record)
     try:

@@ -90,12 +90,16 @@ class EncodedRecords(Dataset):
 
     def encoded(self, index: int, replaces: tuple[BadRecord, ...] = ()) -> EncodedPrompt | SFTSample:
         """Record `index` itself; any exception of reading or encoding it comes out."""
-        record = self.records[index]
-        clip = read_media(record, self.records.data_root, self.config, reader=self.reader, media=self.media)
-        prompt = replace(self.encoder.encode_prompt(record, clip), replaces=replaces)
+        prompt = self.prompt(index, replaces)
         if not self.with_targets:
             return prompt
-        return SFTSample(prompt=prompt, target_ids=self.encoder.encode_target(record))
+        return SFTSample(prompt=prompt, target_ids=self.encoder.encode_target(prompt.record))
+
+    def prompt(self, index: int, replaces: tuple[BadRecord, ...] = ()) -> EncodedPrompt:
+        """As `encoded`, never with a target."""
+        record = self.records[index]
+        clip = read_media(record, self.records.data_root, self.config, reader=self.reader, media=self.media)
+        return replace(self.encoder.encode_prompt(record, clip), replaces=replaces)
 
 
 class VideoDataModule(L.LightningDataModule):
@@ -314,9 +318,10 @@ class VideoDataModule(L.LightningDataModule):
         if self.on_bad_media == "raise":
             return
         if self._bad_media is None:
-            folder = Path(self.trainer.default_root_dir)
+            file = Path(self.trainer.default_root_dir) / FILE_NAME
+            is_trial = self.trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue] - set, not declared
             self._bad_media = BadMediaLog(
-                None if self.trainer.fast_dev_run else folder / FILE_NAME,
+                None if is_trial else file,
                 num_records=max(map(len, self.records.values())),
                 max_fraction=self.max_bad_fraction,
             )

@@ -149,8 +149,9 @@ class PolicyModule(L.LightningModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if not isinstance(batch, PromptBatch | SFTBatch):
             return batch
-        if self._trainer is not None and isinstance(self.trainer.datamodule, VideoDataModule):
-            self.trainer.datamodule.note_bad_records(batch)
+        data = None if self._trainer is None else datamodule_of(self.trainer)
+        if isinstance(data, VideoDataModule):
+            data.note_bad_records(batch)
         return self.policy.with_positions(batch)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -190,7 +190,7 @@ class _MediaCheck:
 
     def _vision(self, record: VideoRecord, times: Mapping[str, float | None]) -> tuple[int, float | None]:
         """Vision tokens, and the seconds of video that are read."""
-        if record.data_type == "text":
+        if record.path is None:
             return 0, None
         is_video = record.data_type == "video"
         if is_video and not self.decode:
@@ -199,6 +199,7 @@ class _MediaCheck:
             frames, height, width, fps = len(plan.indices), plan.height, plan.width, plan.sample_fps
         else:
             clip = read_media(record, self.data_root, self.config, reader=self.reader, media=self.media)
+            assert clip is not None, "the record has media"
             (frames, _, height, width), fps = clip.frames.shape, clip.sample_fps
         grid = self.config.grid
         tokens = -(-frames // self.config.temporal_patch_size) * (height // grid) * (width // grid)

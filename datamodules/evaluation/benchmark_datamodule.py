@@ -92,7 +92,7 @@ class BenchmarkItems(Dataset):
         place = self.starts[key.benchmark] + key.index
         record = self.encoded.records[place]
         try:
-            prompt, failure = self.encoded.encoded(place), None
+            prompt, failure = self.encoded.prompt(place), None
         except NO_FAULT_OF_THE_RECORD:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this item's

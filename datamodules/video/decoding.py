@@ -33,11 +33,14 @@ from datamodules.video.video_file import DECODER_THREADS, VideoFile
 OTHER_READER = "Use `reader: pyav`, or fetch the file again or re-encode it."
 
 
+Task = Literal["video", "image", "probe"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReadRequest:
     """One file to read."""
 
-    task: Literal["video", "image", "probe"]
+    task: Task
     """Frames of a video, an image, or a video's numbers alone."""
     path: str
     root: str | None = None
@@ -94,7 +97,7 @@ def decode(request: ReadRequest) -> Iterator[Event]:
 
 def _image(path: Path, request: ReadRequest) -> Iterator[Event]:
     pixels = decode_image(path, request.media)
-    height, width = _named(path, lambda: plan_image_size(*pixels.shape[:2], request.config))
+    height, width = _named(path, lambda: plan_image_size(pixels.shape[0], pixels.shape[1], request.config))
     yield FramePlan(indices=(0,), height=height, width=width, sample_fps=0.0)
     yield Picture(number=0, pixels=pixels)
 
@@ -160,7 +163,9 @@ def _torchcodec(path: Path, request: ReadRequest) -> Iterator[Event]:
         from torchcodec.decoders import VideoDecoder  # older versions look for FFmpeg here, newer ones on use
 
         video = VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=DECODER_THREADS, seek_mode="exact")
-        shown, fps = _stretch_at_rate(path, len(video), float(video.metadata.average_fps), request.times)
+        if video.metadata.average_fps is None:
+            raise unreadable(path, "torchcodec finds no frame rate", OTHER_READER)
+        shown, fps = _stretch_at_rate(path, len(video), video.metadata.average_fps, request.times)
         wanted = _chosen(shown, request.config)
         pictures = video.get_frames_at(wanted).data.numpy()  # [f, H, W, 3]
     except VideoReadError:
@@ -195,7 +200,7 @@ def _planned(path: Path, pictures: Numbered, shown: range, fps: float, config: F
     """
     for place, (number, pixels) in enumerate(pictures):
         if place == 0:
-            yield _named(path, lambda size=pixels.shape[:2]: plan_frames(len(shown), fps, *size, config))
+            yield _named(path, lambda size=pixels.shape: plan_frames(len(shown), fps, size[0], size[1], config))
         yield Picture(number=number - shown.start, pixels=pixels)
 
 

@@ -92,7 +92,9 @@ def _eight_bits(file: ImageFile) -> Image:
 
     if file.mode in ("I", "F"):
         raise unreadable(
-            file.filename, "its pixels are 32-bit numbers, and no white is defined for them", "Save it as 8-bit RGB."
+            str(file.filename),
+            "its pixels are 32-bit numbers, and no white is defined for them",
+            "Save it as 8-bit RGB.",
         )
     if not file.mode.startswith("I;16"):
         return file
@@ -117,10 +119,11 @@ def _in_srgb(image: Image, profile: bytes | None) -> Image:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         described = ImageCms.getProfileDescription(source).lower()
-        if "srgb" in described or _PROFILE_MODES.get(source.profile.xcolor_space.strip()) != image.mode:
+        space = source.profile.xcolor_space.strip()  # pyright: ignore[reportAttributeAccessIssue] - once open it has one
+        if "srgb" in described or _PROFILE_MODES.get(space) != image.mode:
             return image
         target = ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+        return ImageCms.profileToProfile(image, source, target, outputMode="RGB") or image  # None only if in place
     except (ImageCms.PyCMSError, OSError):
         return image
 

@@ -109,7 +109,7 @@ class PacketIndex:
         return frozenset(entry.time for entry in self.entries)
 
     @cached_property
-    def position_of(self) -> dict[tuple[int, int], int]:
+    def position_of(self) -> dict[tuple[int | None, int], int]:
         """(presentation time, size) of each packet -> its position, to find one's place after a seek."""
         return {(entry.time, entry.size): position for position, entry in enumerate(self.entries)}
 

@@ -117,7 +117,7 @@ class IndexedVideo(VideoFile):
         timed = not TIMED_FORMATS.isdisjoint(self.container.format.name.split(","))
         return PacketIndex(
             entries=entries,
-            time_base=self.stream.time_base,
+            time_base=self.time_base,
             codec=codec.name,
             guessed_times=bool(codec.has_b_frames) and not timed,
         )
@@ -170,7 +170,7 @@ class IndexedVideo(VideoFile):
         """
         packets = islice(self._packets_from(run.start), run.stop - run.start + 1)
         index, codec = self.index, self.stream.codec_context  # after the search for packets, which may reopen the file
-        begin = index.entries[run.start].pts
+        begin = index.entries[run.start].time
         wanted, expected = set(run.ordinals), set[int]()
         previous, may_skip, is_open = -1, False, False
         # The None at the end drains the decoder: its delayed frames come out without further packets.
@@ -178,10 +178,10 @@ class IndexedVideo(VideoFile):
             ordinal = index.ordinal_at.get(position) if packet is not None else None
             skip = may_skip and ordinal not in wanted
             codec.skip_frame = "NONREF" if skip else "DEFAULT"
-            if ordinal is not None and not skip and index.entries[position].pts >= begin:
+            if ordinal is not None and not skip and index.entries[position].time >= begin:
                 expected.add(ordinal)
             # What precedes the keyframe in display order refers to frames that were not decoded.
-            leads = packet is not None and position != run.start and index.entries[position].pts < begin
+            leads = packet is not None and position != run.start and index.entries[position].time < begin
             is_open |= leads
             for frame in self._decode_packet(codec, packet, may_fail=leads, lacks_references=is_open):
                 if frame.pts not in index.times:
@@ -236,7 +236,7 @@ class IndexedVideo(VideoFile):
     def _packets_from(self, start: int) -> Iterator[Packet]:
         """Packets from position `start` on; the container is asked to seek, and its answer is checked."""
         entry = self.index.entries[start]
-        self.container.seek(entry.pts if entry.dts is None else entry.dts, stream=self.stream)
+        self.container.seek(entry.time if entry.dts is None else entry.dts, stream=self.stream)
         packets = self._walk(start)
         first = next(packets, None)
         if first is None:
@@ -254,10 +254,11 @@ class IndexedVideo(VideoFile):
             if not packet.size:
                 continue
             position = self.index.position_of.get((packet.pts, packet.size))
-            if due == start and (position is None or position < start):
-                continue
-            if due == start and position > start:
-                return
+            if due == start:
+                if position is None or position < start:
+                    continue
+                if position > start:
+                    return
             if position != due:
                 raise IndexMismatch(f"packet {due} was not found in its place again")
             due += 1
@@ -281,14 +282,14 @@ class CountedVideo(VideoFile):
             raise unreadable(self.path, "no frame of its video stream can be decoded")
         known = [time for time in times if time is not None]
         ticks = Fraction((max(known) - min(known)) * len(times), len(times) - 1) if len(known) > 1 else 0
-        self.duration: Fraction = ticks * self.stream.time_base or self.total_frames / self.nominal_rate
+        self.duration: Fraction = ticks * self.time_base or self.total_frames / self.nominal_rate
         """Seconds; the frames' times are right as a set, even where they stand at the wrong frames."""
         self._ticks = sorted(time - min(known) for time in known) if len(known) == len(times) else None
 
     def within(self, times: TimeRange) -> tuple[range, Fraction]:
         """As `IndexedVideo.within`; where frames lack times, they are taken to appear at a constant rate."""
         if self._ticks is not None:
-            return times.frames(self.path, self._ticks, self.stream.time_base, self.duration)
+            return times.frames(self.path, self._ticks, self.time_base, self.duration)
         return times.frames(self.path, range(self.total_frames), self.duration / self.total_frames, self.duration)
 
     def frames(self, ordinals: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:

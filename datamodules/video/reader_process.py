@@ -105,6 +105,7 @@ class ReaderProcess:
     def events(self, request: ReadRequest) -> Iterator[Event]:
         """What `decode(request)` gives there; errors as `decode_elsewhere`. Unless it ends as it should, the process is
         ended too, since nobody knows what is still to come from it."""
+        assert request.media.timeout is not None, "without a limit, files are read in the loader's process"
         deadline = time.monotonic() + request.media.timeout
         message, in_step = pickle.dumps(request), False
         try:

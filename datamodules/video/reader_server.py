@@ -51,7 +51,7 @@ def _serve(request: ReadRequest, outgoing: BinaryIO) -> None:
         for event in decode(request):
             if isinstance(event, Picture):
                 _send(outgoing, {"kind": "picture", "number": event.number, "shape": event.pixels.shape[:2]})
-                _write(outgoing, memoryview(np.ascontiguousarray(event.pixels)).cast("B"))
+                _write(outgoing, np.ascontiguousarray(event.pixels).data.cast("B"))
             else:
                 kind = {FramePlan: "plan", Restart: "restart"}.get(type(event), "metadata")
                 _send(outgoing, {"kind": kind, **asdict(event)})

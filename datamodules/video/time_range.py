@@ -106,14 +106,7 @@ def time_range(start: object, end: object) -> TimeRange | None:
     """
     if start is None and end is None:
         return None
-    for name, value in (("start", start), ("end", end)):
-        number = isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= LARGEST_TIME
-        if value is not None and not number:
-            raise UserError(
-                f"{name} is {repr(value)[:40]}; it must be a number of seconds up to {LARGEST_TIME:,}, null or absent."
-            )
-    first = Fraction(0) if start is None else _as_written(start)
-    last = None if end is None else _as_written(end)
+    first, last = _seconds("start", start) or Fraction(0), _seconds("end", end)
     if first < 0 or (last is not None and last <= first):
         raise UserError(
             f"start is {start!r} and end is {end!r}; needed is 0 <= start < end, in seconds from the first frame."
@@ -121,5 +114,12 @@ def time_range(start: object, end: object) -> TimeRange | None:
     return TimeRange(start=first, end=last)
 
 
-def _as_written(seconds: Real) -> Fraction:
-    return Fraction(str(seconds))
+def _seconds(name: str, value: object) -> Fraction | None:
+    if value is None:
+        return None
+    size = abs(value) if isinstance(value, Real) and not isinstance(value, bool) else math.inf
+    if size <= LARGEST_TIME:  # pyright: ignore[reportOperatorIssue] - real numbers are declared without an order
+        return Fraction(str(value))
+    raise UserError(
+        f"{name} is {repr(value)[:40]}; it must be a number of seconds up to {LARGEST_TIME:,}, null or absent."
+    )

@@ -48,6 +48,7 @@ class VideoFile:
 
     def _open(self) -> None:
         import av
+        from av.stream import Disposition
 
         try:
             # An absolute path, or FFmpeg takes "a:b.mp4" for a network protocol; titles in other encodings are legal.
@@ -63,9 +64,7 @@ class VideoFile:
         except av.FFmpegError as error:
             raise unreadable(self.path, f"it cannot be opened as a video ({error})") from error
         streams = [
-            stream
-            for stream in self.container.streams.video
-            if not stream.disposition & av.stream.Disposition.attached_pic
+            stream for stream in self.container.streams.video if not stream.disposition & Disposition.attached_pic
         ]
         if not streams:
             self.container.close()
@@ -173,6 +172,12 @@ class VideoFile:
         return declared - (end - first), declared
 
     @property
+    def time_base(self) -> Fraction:
+        """Seconds per tick."""
+        assert self.stream.time_base is not None, "FFmpeg gives every stream one"
+        return self.stream.time_base
+
+    @property
     def _declared_seconds(self) -> float | None:
         """Length of the video stream by the file's header, None where the format has no such field.
 
@@ -180,7 +185,7 @@ class VideoFile:
         """
         formats = self.container.format.name.split(",")
         if "mp4" in formats and self.stream.duration is not None:
-            return float(self.stream.duration * self.stream.time_base)
+            return float(self.stream.duration * self.time_base)
         tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", self.stream.metadata.get("DURATION", ""))
         if "matroska" in formats and tag:
             hours, minutes, seconds = tag.groups()

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datamodules.video.decoding import READERS, Event, Picture, ReadRequest, Restart, decode
+from datamodules.video.decoding import READERS, Event, Picture, ReadRequest, Restart, Task, decode
 from datamodules.video.frame_sampling import FrameConfig
 from datamodules.video.reader_process import decode_elsewhere
 from datamodules.video.time_range import time_range
@@ -107,7 +107,7 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def _request(
-    task: str, path: str | Path, root: str | Path | None, config: FrameConfig, media: MediaConfig
+    task: Task, path: str | Path, root: str | Path | None, config: FrameConfig, media: MediaConfig
 ) -> ReadRequest:
     return ReadRequest(
         task=task,
@@ -127,6 +127,7 @@ def _clip(request: ReadRequest) -> VideoClip:
         if isinstance(event, FramePlan):
             plan, resized = event, {}
         elif isinstance(event, Picture):
+            assert plan is not None, "the plan comes first"
             image = torch.from_numpy(event.pixels).permute(2, 0, 1)  # [3, H, W]
             resized[event.number] = resize(image, plan.height, plan.width)
     assert plan is not None, "a file that is read without an error gives a plan"

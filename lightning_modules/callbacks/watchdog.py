@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_modules.training.failure_notes import records_of
 from lightning_modules.training.phase_timer import PhaseTimer
+from lightning_modules.training.typed_lightning import stage_of
 from rewards.errors import UserError
 
 EXIT_CODE = 75
@@ -114,10 +115,10 @@ class Watchdog(Callback):
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._enter(_stage(trainer), step=trainer.global_step + 1, records=records_of(batch))
+        self._enter(stage_of(trainer), step=trainer.global_step + 1, records=records_of(batch))
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        self._enter(f"{_stage(trainer)}, waiting for the next batch")
+        self._enter(f"{stage_of(trainer)}, waiting for the next batch")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._enter("end of validation")
@@ -169,11 +170,6 @@ class Watchdog(Callback):
     def _stop(self) -> None:
         self._stopped.set()
         faulthandler.cancel_dump_traceback_later()
-
-
-def _stage(trainer: pl.Trainer) -> str:
-    assert trainer.state.stage is not None, "every batch belongs to a stage"
-    return trainer.state.stage.value
 
 
 def _say(message: str) -> None:

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from datamodules.types import PromptBatch, SFTBatch
+from lightning_modules.training.typed_lightning import stage_of
 
 
 class FailureNotes(Callback):
@@ -53,10 +54,10 @@ class FailureNotes(Callback):
         )
 
     def _enter(self, trainer: pl.Trainer, batch: Any) -> None:
-        self._place = f"in {trainer.state.stage.value}; records: {', '.join(records_of(batch))}"
+        self._place = f"in {stage_of(trainer)}; records: {', '.join(records_of(batch))}"
 
     def _leave(self, trainer: pl.Trainer, batch: Any) -> None:
-        self._place = f"after a batch of {trainer.state.stage.value}; its records: {', '.join(records_of(batch))}"
+        self._place = f"after a batch of {stage_of(trainer)}; its records: {', '.join(records_of(batch))}"
 
 
 def records_of(batch: Any) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from datamodules.types import EncodedPrompt, SFTBatch
 from lightning_modules.rollouts.types import NonFiniteLogitsError, RolloutGroup
 from lightning_modules.training.stored_batch import StoredBatch
+from lightning_modules.training.typed_lightning import callbacks_of
 from rewards.errors import UserError
 from rewards.suite import NonFiniteScoreError
 
@@ -218,7 +219,7 @@ def _saved_config(trainer: Trainer) -> str | None:
     """The settings of a run of the command line, as YAML; None for a run from Python."""
     from lightning.pytorch.cli import SaveConfigCallback
 
-    for callback in trainer.callbacks:
+    for callback in callbacks_of(trainer):
         if isinstance(callback, SaveConfigCallback):
             return callback.parser.dump(callback.config, skip_none=False)
     return None

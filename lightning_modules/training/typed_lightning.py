@@ -19,6 +19,16 @@ def datamodule_of(trainer: pl.Trainer) -> pl.LightningDataModule | None:
     return trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] - likewise
 
 
+def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
+    return trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue] - likewise
+
+
+def stage_of(trainer: pl.Trainer) -> str:
+    """train, validate, test or predict, while a batch is in progress."""
+    assert trainer.state.stage is not None, "every batch belongs to a stage"
+    return trainer.state.stage.value
+
+
 def from_rank_zero(strategy: Strategy, make: Callable[[], Value]) -> Value:
     """What `make` gives on rank 0, where alone it is called, on all ranks."""
     value = strategy.broadcast(make() if strategy.is_global_zero else None)
