@@ -135,10 +135,7 @@ def test_a_poisoned_weight_ends_the_run_in_either_mode(run, tmp_path, stage):
     for guard in (GuardConfig(), SKIP):
         said = stopped(run(stage, prepare=poison, guard=guard)[1])
         assert said.startswith("Step 1 is not finite")
-        assert (
-            "The weights were not finite before this step: 1 parameters, model.model.language_model.layers.0"
-            in said
-        )
+        assert "The weights were not finite before this step: 1 parameters, model.model.language_model.layers.0" in said
 
 
 def test_answers_of_a_poisoned_model_are_an_error(tiny_folder, mixed_data, tmp_path):
