@@ -13,7 +13,7 @@ BASE := $(VENV)/.installed-$(call digest,requirements.txt)
 DEV := $(VENV)/.installed-dev-$(call digest,requirements.txt requirements-dev.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core test-slow test-faults test-vllm lint format bench bench-reward bench-video clean
+.PHONY: help demo test test-core test-slow test-faults test-vllm fuzz lint format bench bench-reward bench-video clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,9 @@ test-slow: $(DEV)  ## Run the tests that take minutes
 
 test-faults: $(DEV)  ## Kill runs of the demo at random moments and compare their weights (FAULTS="--kills 8 --seed 1")
 	$(PYTHON) -m tests.faults.kill_chains $(FAULTS)
+
+fuzz: $(DEV)  ## Try every property on CASES=1000 random cases, other ones each time
+	CASES=$(or $(CASES),1000) $(PYTEST) --timeout 7200 tests/properties --hypothesis-profile fuzz
 
 test-vllm:  ## Run the vLLM tests with VLLM_PYTHON, the interpreter of an environment that has vLLM
 	@test -n "$(VLLM_PYTHON)" || { echo "vLLM pins its own torch and lives in its own environment. Name its interpreter:" \
@@ -64,7 +67,7 @@ clean:  ## Remove caches and runs/; the environment stays
 
 # The models of tests and demo are too small to gain from more threads, which fight over the cores with the loader's
 # worker and the second rank.
-demo test test-core test-slow test-faults test-vllm: export OMP_NUM_THREADS ?= 1
+demo test test-core test-slow test-faults test-vllm fuzz: export OMP_NUM_THREADS ?= 1
 
 $(BASE):
 	@.ci/environment "$(VENV)" "$@" requirements.txt "$(PYTHON3)"

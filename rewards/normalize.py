@@ -6,7 +6,9 @@ import math
 import re
 
 _EMPHASIS = re.compile(r"(?<!\w)(?P<mark>\*{1,3}|`)(?P<inside>[^*`]+)(?P=mark)(?!\w)")
-_WRITTEN_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?(?:[eE][+-]?\d+)?|[+-]?\.\d+(?:[eE][+-]?\d+)?")
+_WRITTEN_NUMBER = re.compile(
+    r"(?P<number>[+-]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+|\.(?=[eE]))?|\.\d+)(?:[eE][+-]?\d+)?)\.?"
+)
 
 
 def parse_number(text: str) -> float | None:
@@ -27,8 +29,8 @@ def written_number(text: str) -> float | None:
     Commas must separate thousands: "1,200" is 1200.0, while "1,5" and "12,00" could be decimal commas and are None.
     So is everything with a unit, a currency sign, a fraction, a range or a word.
     """
-    bare = without_emphasis(text)
-    return parse_number(bare) if _WRITTEN_NUMBER.fullmatch(bare) else None
+    match = _WRITTEN_NUMBER.fullmatch(without_emphasis(text))
+    return parse_number(match["number"]) if match else None
 
 
 def without_emphasis(text: str) -> str:

@@ -12,7 +12,8 @@ from rewards.normalize import without_emphasis
 
 _LABEL = r"\(?([A-Z])[.):]"
 _OPTION = re.compile(rf"\s*{_LABEL}(.*)", re.DOTALL)
-_LABELED_LINE = re.compile(rf"^\s*(?:(?:Option|Caption|Sentence) )?{_LABEL}(?=\s)", re.MULTILINE)
+# Whitespace without line feeds: across empty lines, each of them would be searched to the end of all.
+_LABELED_LINE = re.compile(rf"^[^\S\n]*(?:(?:Option|Caption|Sentence) )?{_LABEL}(?=\s)", re.MULTILINE)
 _ANSWER = re.compile(
     r"(?:option\s+)?(?:(?P<bare>[a-z])|\((?P<round>[a-z])\)|(?P<marked>[a-z])[.):])(?:\s+(?P<text>.+))?",
     re.IGNORECASE | re.DOTALL,

@@ -86,7 +86,7 @@ def _scored_rows(path: Path) -> list[dict[str, Any]]:
 def _parsed_row(line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:  # Malformed JSON, or bytes that are not UTF-8.
+    except (ValueError, RecursionError) as error:  # Malformed JSON, bytes that are not UTF-8, or thousands of levels.
         raise UserError(f"the line is not JSON ({error}); write one JSON object per line.") from error
     if not isinstance(row, dict):
         raise UserError(f"the line holds a JSON {type(row).__name__}; write one JSON object per line.")

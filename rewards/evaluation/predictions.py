@@ -96,12 +96,14 @@ class Prediction(Grades, Outcome, Question):
 _FIELDS = frozenset(item.name for item in fields(Prediction))
 
 
-def prediction_from(row: dict[str, Any]) -> Prediction:
+def prediction_from(row: object) -> Prediction:
     """The prediction that `asdict` or a line of the file holds.
 
     Raises:
-        UserError: a field is missing or unknown, so that the line was written by another version.
+        UserError: no JSON object, or a field is missing or unknown, so that the line was written by another version.
     """
+    if not isinstance(row, dict):
+        raise UserError(f"a prediction is an object {{...}}; given {type(row).__name__}.")
     unknown, missing = sorted(row.keys() - _FIELDS), sorted(_FIELDS - row.keys())
     if unknown or missing:
         raise UserError(
@@ -124,12 +126,12 @@ def read_predictions(path: str | Path, *, partial: bool = False) -> list[Predict
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is not a file (looked from {Path.cwd()}). Give the predictions.jsonl of a run.")
-    *lines, rest = path.read_text(encoding="utf-8", errors="replace" if partial else "strict").split("\n")
+    *lines, rest = path.read_bytes().split(b"\n")
     predictions = []
     for number, line in enumerate([*lines, rest] if rest and not partial else lines, start=1):
         try:
-            predictions.append(prediction_from(json.loads(line)))
-        except ValueError as error:
+            predictions.append(prediction_from(json.loads(line.decode())))
+        except (ValueError, RecursionError) as error:
             remedy = ". Remove this line; its question is answered again." if partial else ""
             raise UserError(f"{path}:{number}: {error}{remedy}") from error
     return predictions

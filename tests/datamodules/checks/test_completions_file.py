@@ -57,6 +57,7 @@ def test_file_may_be_scored_in_place_again(tmp_path):
         (b"", "the line is not JSON"),
         (b'{"problem_type": "\xff"}', "the line is not JSON"),
         (b"[1]", "a JSON list"),
+        pytest.param(b"[" * 100_000, "the line is not JSON", id="deep"),
         (b"{}", "'problem_type' is missing; the row has no fields"),
         (b'{"problem_type": "OCR", "solution": ""}', "'completion' is missing; the row has problem_type, solution"),
         (json.dumps(row(completion=None)).encode(), "'completion' is None"),

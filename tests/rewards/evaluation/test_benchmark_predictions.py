@@ -5,6 +5,7 @@ import json
 import pytest
 
 from datamodules.evaluation.benchmarks import BENCHMARKS
+from rewards.errors import UserError
 from rewards.evaluation.metrics import Mean, aggregate
 from rewards.evaluation.predictions import Prediction, grade, prediction_from, read_predictions, scored_items
 
@@ -46,6 +47,15 @@ def test_a_row_of_another_version_is_refused_with_its_line(tmp_path, change, mes
     file.write_text(prediction().to_line() + json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=rf"predictions\.jsonl:2: .*{message}"):
         read_predictions(file)
+
+
+@pytest.mark.parametrize("line", [b"3", b"null", b"\xff", b"[" * 100_000], ids=["number", "null", "bytes", "deep"])
+@pytest.mark.parametrize("partial", [False, True])
+def test_a_line_that_is_no_object_is_refused_with_its_line(tmp_path, line, partial):
+    file = tmp_path / "predictions.jsonl"
+    file.write_bytes(prediction().to_line().encode() + line + b"\n")
+    with pytest.raises(UserError, match=r"predictions\.jsonl:2: "):
+        read_predictions(file, partial=partial)
 
 
 def test_missing_file_is_named(tmp_path):
