@@ -16,7 +16,7 @@ from datamodules.types import EncodedPrompt
 from datamodules.video.frame_sampling import FrameConfig
 from lightning_modules.policy.loading import load_policy
 from lightning_modules.policy.policy import Policy
-from lightning_modules.policy.tiny import TinyConfig, write_tiny_model
+from lightning_modules.policy.tiny import write_tiny_model
 from tests.datamodules.evaluation.benchmark_samples import write_benchmark_sample
 from tests.datamodules.synthetic.mixed_dataset import write_mixed_dataset
 
@@ -38,8 +38,8 @@ DEMO_TEMPLATE = PromptTemplate(
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Model folder with windowed and full vision attention, grouped-query attention and a tied head."""
-    spec = TinyConfig(vision_depth=2, full_attention_blocks=(1,), window_size=28)
-    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny", seed=0, spec=spec)
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    return write_tiny_model(folder, seed=0, depth=2, fullatt_block_indexes=[1], window_size=28)
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,9 @@ same path as a 7B run. Nothing is fetched.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -41,7 +40,6 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 """In the order of their ids in Qwen2.5-VL; here they take ids 0 to 13."""
-MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
 MAX_TOKENS = 4096
 
 CHAT_TEMPLATE = """\
@@ -69,60 +67,35 @@ CHAT_TEMPLATE = """\
 """Qwen2.5-VL's turns, but a system turn only where the messages have one (Qwen's adds a default)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TinyConfig:
-    """Sizes of the model. The default learns the demo in about a minute of CPU time and has 0.56M parameters."""
-
-    vocab_size: int = 384
-    """Tokens, special ones included; at least 270 (14 special tokens and 256 bytes)."""
-    hidden_size: int = 128
-    intermediate_size: int = 256
-    num_layers: int = 2
-    num_heads: int = 4
-    num_kv_heads: int = 2
-    tie_word_embeddings: bool = True
-    rope_theta: float = 1e4
-    mrope_section: tuple[int, int, int] = (4, 6, 6)
-    """Rotary frequencies for time, height and width; they add up to half the head size."""
-    vision_depth: int = 1
-    vision_hidden_size: int = 64
-    vision_intermediate_size: int = 128
-    vision_heads: int = 2
-    full_attention_blocks: tuple[int, ...] = (0,)
-    """Vision blocks that attend over a whole temporal patch; the others attend within windows."""
-    window_size: int = 112
-    """Side of an attention window of the vision tower, in pixels."""
-    patch_size: int = 14
-    initializer_range: float = 0.06
-    """Standard deviation of the initial weights; at the usual 0.02 a model this small stays at chance."""
-
-    def __post_init__(self) -> None:
-        checks = {
-            "vocab_size": (self.vocab_size >= MIN_VOCAB_SIZE, f"at least {MIN_VOCAB_SIZE}"),
-            "hidden_size": (self.hidden_size % self.num_heads == 0, f"a multiple of num_heads ({self.num_heads})"),
-            "num_heads": (
-                self.num_heads % self.num_kv_heads == 0,
-                f"a multiple of num_kv_heads ({self.num_kv_heads})",
-            ),
-            "mrope_section": (
-                2 * sum(self.mrope_section) * self.num_heads == self.hidden_size,
-                f"three numbers that add up to half the head size ({self.hidden_size / self.num_heads / 2:g})",
-            ),
-            "vision_hidden_size": (
-                self.vision_hidden_size % (4 * self.vision_heads) == 0,
-                f"a multiple of 4 * vision_heads ({4 * self.vision_heads})",
-            ),
-            "full_attention_blocks": (
-                all(0 <= block < self.vision_depth for block in self.full_attention_blocks),
-                f"block numbers below vision_depth ({self.vision_depth})",
-            ),
-        }
-        for name, (valid, allowed) in checks.items():
-            if not valid:
-                raise UserError(f"TinyConfig.{name} is {getattr(self, name)}; it must be {allowed}.")
-
-
-DEFAULT_SPEC = TinyConfig()
+TEXT_SIZES = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    # Rotary frequencies for time, height and width add up to half the head size.
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": MAX_TOKENS,
+}
+VISION_SIZES = {
+    "depth": 1,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_heads": 2,
+    "out_hidden_size": 128,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "tokens_per_second": 2,
+    "window_size": 112,
+    "fullatt_block_indexes": [0],
+}
+"""Sizes in the words of Qwen2.5-VL's configuration: 0.56M parameters, which learn the demo in about a minute of CPU
+time."""
+VOCAB_SIZE = 384
+INITIALIZER_RANGE = 0.06
+"""Standard deviation of the initial weights; at the usual 0.02 a model this small stays at chance."""
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int) -> Qwen2Tokenizer:
@@ -132,18 +105,12 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> Qwen2Tokenizer:
     class, whose splitting rules differ from plain byte-level BPE, so another class would encode otherwise after
     a reload.
 
-    Args:
-        texts: what to learn merges from.
-        vocab_size: number of tokens, special ones included.
-
     Raises:
-        UserError: `vocab_size` is too small, or the texts do not hold enough pairs to reach it.
+        UserError: the texts do not hold enough pairs to reach `vocab_size`, special tokens included.
     """
     from tokenizers import pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
 
-    if vocab_size < MIN_VOCAB_SIZE:
-        raise UserError(f"vocab_size is {vocab_size}; special tokens and bytes alone take {MIN_VOCAB_SIZE}.")
     trained = Qwen2Tokenizer(vocab={}, merges=[]).backend_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -166,78 +133,44 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> Qwen2Tokenizer:
     )
 
 
-def build_processor(
-    tokenizer: Qwen2Tokenizer, *, patch_size: int = 14, min_pixels: int = 28 * 28, max_pixels: int = 128 * 28 * 28
-) -> Qwen2_5_VLProcessor:
-    """Qwen2.5-VL's processor around the tokenizer; it takes frames as they are sampled already.
-
-    Args:
-        tokenizer: from `build_tokenizer`.
-        patch_size: side of a vision patch in pixels, the model's.
-        min_pixels: smaller images and frames are enlarged to this area.
-        max_pixels: larger images and frames are reduced to this area.
-    """
+def build_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
+    """Qwen2.5-VL's processor around the tokenizer; it takes frames as they are sampled already."""
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
-    size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}  # areas, whatever the names say
+    size = {"shortest_edge": 28 * 28, "longest_edge": 128 * 28 * 28}  # areas, whatever the names say
     return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=dict(size), patch_size=patch_size),
+        image_processor=Qwen2VLImageProcessor(size=dict(size), patch_size=VISION_SIZES["patch_size"]),
         tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(
-            size=dict(size), patch_size=patch_size, do_sample_frames=False, cap_pixels_per_frame=False
+            size=dict(size), patch_size=VISION_SIZES["patch_size"], do_sample_frames=False, cap_pixels_per_frame=False
         ),
         chat_template=CHAT_TEMPLATE,
     )
 
 
-def build_model(spec: TinyConfig, tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGeneration:
-    """Random weights in float32 for the sizes of `spec`; the same seed gives the same weights.
-
-    The global random state is left as it was.
-    """
+def build_model(
+    tokenizer: Qwen2Tokenizer, seed: int, vision_sizes: Mapping[str, Any] = VISION_SIZES
+) -> Qwen2_5_VLForConditionalGeneration:
+    """Random weights in float32; the same seed gives the same weights. The global random state is left as it was."""
     from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     ids = tokenizer.get_vocab()
     ends = {"bos_token_id": ids[END_OF_TEXT], "pad_token_id": ids[END_OF_TEXT]}
     config = Qwen2_5_VLConfig(
         text_config={
+            **TEXT_SIZES,
             "vocab_size": len(tokenizer),
-            "hidden_size": spec.hidden_size,
-            "intermediate_size": spec.intermediate_size,
-            "num_hidden_layers": spec.num_layers,
-            "num_attention_heads": spec.num_heads,
-            "num_key_value_heads": spec.num_kv_heads,
-            "max_position_embeddings": MAX_TOKENS,
-            "rms_norm_eps": 1e-6,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": spec.rope_theta,
-                "mrope_section": list(spec.mrope_section),
-            },
-            "initializer_range": spec.initializer_range,
+            "initializer_range": INITIALIZER_RANGE,
             "eos_token_id": ids[END_OF_TURN],
-            "tie_word_embeddings": spec.tie_word_embeddings,
+            "tie_word_embeddings": True,
             **ends,
         },
-        vision_config={
-            "depth": spec.vision_depth,
-            "hidden_size": spec.vision_hidden_size,
-            "intermediate_size": spec.vision_intermediate_size,
-            "num_heads": spec.vision_heads,
-            "out_hidden_size": spec.hidden_size,
-            "patch_size": spec.patch_size,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "tokens_per_second": 2,
-            "window_size": spec.window_size,
-            "fullatt_block_indexes": list(spec.full_attention_blocks),
-            "initializer_range": spec.initializer_range,
-        },
+        vision_config={**vision_sizes, "initializer_range": INITIALIZER_RANGE},
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=spec.tie_word_embeddings,
+        tie_word_embeddings=True,
         dtype="float32",
     )
     with torch.random.fork_rng(devices=[]):
@@ -248,17 +181,16 @@ def build_model(spec: TinyConfig, tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2
     return model.eval()
 
 
-def write_tiny_model(output: Path, *, seed: int = 0, spec: TinyConfig = DEFAULT_SPEC) -> Path:
+def write_tiny_model(output: Path, *, seed: int = 0, **vision_sizes: Any) -> Path:
     """Write a complete Hugging Face folder that every `from_pretrained` reads.
 
     The folder appears complete or not at all. One written with the same arguments is kept as it is; one written
-    with others is replaced. The tokenizer depends on `spec.vocab_size` alone, so models of different seeds read
-    the same tokens.
+    with others is replaced.
 
     Args:
         output: folder to create.
-        seed: decides the weights.
-        spec: sizes of the model.
+        seed: decides the weights; models of all seeds read the same tokens.
+        vision_sizes: instead of those of `VISION_SIZES`.
 
     Returns:
         `output`.
@@ -266,11 +198,12 @@ def write_tiny_model(output: Path, *, seed: int = 0, spec: TinyConfig = DEFAULT_
     Raises:
         UserError: `output` holds files that were not generated here.
     """
+    sizes = VISION_SIZES | vision_sizes
 
     def build(folder: Path) -> None:
-        tokenizer = build_tokenizer(corpus(), spec.vocab_size)
-        build_processor(tokenizer, patch_size=spec.patch_size).save_pretrained(folder)
-        build_model(spec, tokenizer, seed).save_pretrained(folder)
+        tokenizer = build_tokenizer(corpus(), VOCAB_SIZE)
+        build_processor(tokenizer).save_pretrained(folder)
+        build_model(tokenizer, seed, sizes).save_pretrained(folder)
 
-    publish_folder(output, arguments={"model": "tiny", "seed": seed, "spec": asdict(spec)}, build=build)
+    publish_folder(output, arguments={"model": "tiny", "seed": seed, "vision_sizes": sizes}, build=build)
     return output

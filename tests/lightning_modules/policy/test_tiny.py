@@ -9,7 +9,7 @@ import torch
 
 from datamodules.synthetic.dataset import corpus, questions
 from datamodules.synthetic.scene import render
-from lightning_modules.policy.tiny import SPECIAL_TOKENS, TinyConfig, build_model, build_tokenizer, write_tiny_model
+from lightning_modules.policy.tiny import SPECIAL_TOKENS, build_model, build_tokenizer, write_tiny_model
 
 QUESTION = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Which color appears first?"}]}]
 
@@ -68,7 +68,7 @@ def test_reload_gives_identical_weights_and_the_real_classes(model, processor, t
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
     assert type(model) is Qwen2_5_VLForConditionalGeneration and type(processor) is Qwen2_5_VLProcessor
-    assert same_weights(model, build_model(TinyConfig(), tokenizer, seed=0))
+    assert same_weights(model, build_model(tokenizer, seed=0))
     assert model.dtype == torch.float32
 
 
@@ -76,22 +76,22 @@ def test_seed_decides_the_weights_and_nothing_else(tokenizer):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    first, second, other = (build_model(TinyConfig(), tokenizer, seed=seed) for seed in (1, 1, 2))
+    first, second, other = (build_model(tokenizer, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.rand(3), expected)
     assert same_weights(first, second)
     assert not same_weights(first, other)
 
 
 def test_initial_weights_have_the_stated_spread(tokenizer):
-    model = build_model(TinyConfig(initializer_range=0.1), tokenizer, seed=0).model
+    model = build_model(tokenizer, seed=0).model
     for weight in (
         model.language_model.embed_tokens.weight,
         model.language_model.layers[1].mlp.up_proj.weight,
         model.visual.patch_embed.proj.weight,
         model.visual.merger.mlp[0].weight,
     ):
-        # Over 30000 values: the standard deviation of the estimate is below 0.1 / sqrt(2 * 30000) = 0.0004.
-        assert weight.std().item() == pytest.approx(0.1, abs=0.003)
+        # Over 30000 values: the standard deviation of the estimate is below 0.06 / sqrt(2 * 30000) = 0.0003.
+        assert weight.std().item() == pytest.approx(0.06, abs=0.002)
 
 
 def test_tokenizer_encodes_the_same_after_a_reload(folder, tokenizer):
@@ -182,22 +182,11 @@ def test_the_answer_depends_on_the_video(batch, model):
         assert (seen - model(**inverted).logits[0, -1]).abs().max() > 1e-3
 
 
-def test_other_sizes(tmp_path, batch):
+def test_other_vision_sizes(tmp_path, batch):
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    spec = TinyConfig(
-        vocab_size=300,
-        num_heads=2,
-        num_kv_heads=1,
-        mrope_section=(8, 12, 12),
-        tie_word_embeddings=False,
-        vision_depth=3,
-        full_attention_blocks=(1,),
-        window_size=28,
-    )
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(write_tiny_model(tmp_path / "other", spec=spec))
-    assert not torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
-    assert model.lm_head.weight.shape == (300, 128)
+    folder = write_tiny_model(tmp_path / "other", depth=3, fullatt_block_indexes=[1], window_size=28)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
     visual = model.model.visual
     assert (len(visual.blocks), visual.fullatt_block_indexes, visual.window_size) == (3, [1], 28)
     with torch.no_grad():
@@ -213,22 +202,6 @@ def test_same_arguments_keep_the_folder_and_another_seed_replaces_it(tmp_path):
     write_tiny_model(tmp_path / "model", seed=2)
     assert weights.read_bytes() != content
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
-
-
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        ({"vocab_size": 269}, "vocab_size is 269; it must be at least 270"),
-        ({"num_heads": 3}, "hidden_size is 128; it must be a multiple of num_heads"),
-        ({"num_kv_heads": 3}, "num_heads is 4; it must be a multiple of num_kv_heads"),
-        ({"mrope_section": (4, 4, 4)}, r"half the head size \(16\)"),
-        ({"vision_heads": 3}, "vision_hidden_size is 64"),
-        ({"full_attention_blocks": (1,)}, "full_attention_blocks is"),
-    ],
-)
-def test_impossible_sizes_are_refused(sizes, message):
-    with pytest.raises(ValueError, match=message):
-        TinyConfig(**sizes)
 
 
 def test_too_little_text_for_the_vocabulary_is_refused():
