@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -10,11 +11,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules.evaluation.benchmark_datamodule import BenchmarkBatch, BenchmarkDataModule
-from datamodules.evaluation.benchmarks.benchmark import Benchmark
-from datamodules.types import VideoRecord
 from lightning_modules.evaluation import manifest as manifests
-from lightning_modules.evaluation.answers import Answerer, ChoiceScoring, grade_record, prediction_of
-from lightning_modules.evaluation.manifest import Manifest, Settings
+from lightning_modules.evaluation.answers import Answerer, ChoiceScoring, prediction_of
+from lightning_modules.evaluation.manifest import Environment, Identity, Manifest, Paths, Settings
 from lightning_modules.evaluation.report.write import EXAMPLES, write_report
 from lightning_modules.evaluation.results import BenchmarkResults, benchmark_results, logged_values, render_table
 from lightning_modules.evaluation.run import BenchmarkRun
@@ -77,7 +76,7 @@ class BenchmarkModule(PolicyModule):
                 f"BenchmarkModule runs validate and test on a BenchmarkDataModule; this is {stage} on "
                 f"{type(data).__name__}. See configs/eval/."
             )
-        self.notes = data.check_records(self._check_record)
+        self.notes = data.check_records(self.scoring_rules)
         self.run, self.unwritten = None, []
         if is_fast_dev_run(self.trainer):
             rank_zero_info("BenchmarkModule writes nothing in a fast_dev_run.")
@@ -85,7 +84,10 @@ class BenchmarkModule(PolicyModule):
         strategy = self.trainer.strategy
         manifest = from_rank_zero(strategy, lambda: self._manifest(data))
         if self.expected_manifest is not None:
-            for line in manifests.check_replay(self.expected_manifest, manifest):
+            expected = manifests.read_manifest(self.expected_manifest)
+            title = f"This run is not the one of {self.expected_manifest}:"
+            remedy = "Give the same model and data files, and no other settings; paths may differ."
+            for line in manifests.compare_manifests(expected, manifest, title=title, remedy=remedy):
                 rank_zero_warn(f"Another version than in the manifest: {line}; scores may differ by rounding.")
         self.run = BenchmarkRun(self.output, manifest, data, self.notes)
         self.run.check(retry_failed=self.retry_failed)
@@ -146,7 +148,7 @@ class BenchmarkModule(PolicyModule):
         if not complete:
             rank_zero_info(f"Not all questions are answered; the same command goes on from {self.output}.")
         elif self.trainer.is_global_zero:
-            report = write_report(self.output, examples=self.report_examples)
+            report = write_report(str(self.output), examples=self.report_examples)
             rank_zero_info(f"{render_table(results)}\nPredictions and results: {self.output}\nReport: {report.html}")
         strategy.barrier("report written")
 
@@ -160,9 +162,6 @@ class BenchmarkModule(PolicyModule):
                         self.log(tag, values.pop(tag))
                 for logger in self.loggers:
                     logger.log_metrics(values, step=0)
-
-    def _check_record(self, benchmark: Benchmark, record: VideoRecord) -> None:
-        grade_record(benchmark, record, self.scoring_rules, answer=None)
 
     def _manifest(self, data: BenchmarkDataModule) -> Manifest:
         settings = Settings(
@@ -185,11 +184,18 @@ class BenchmarkModule(PolicyModule):
             quantization=self.quantization,
             lora=self.lora,
         )
-        return manifests.new_manifest(
-            self.model_name_or_path,
-            data,
-            settings,
-            device=str(self.trainer.strategy.root_device),
-            ranks=self.trainer.world_size,
+        return Manifest(
+            identity=Identity(
+                model=manifests.model_files(self.model_name_or_path),
+                data=manifests.data_identity(data),
+                settings=settings,
+            ),
+            versions=manifests.versions(),
+            environment=Environment(
+                device=str(self.trainer.strategy.root_device),
+                ranks=self.trainer.world_size,
+                started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            ),
+            paths=Paths(model=self.model_name_or_path, data_root=data.data_root, files=data.paths),
             run=self.run_config,
         )

@@ -6,8 +6,10 @@ of ranks and after any interruption, so that an answer cannot depend on them thr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from datamodules.records import RecordFile
 from datamodules.types import EncodedPrompt, PromptBatch, VideoRecord
 from datamodules.video_datamodule import EncodedRecords, VideoDataModule
 from rewards.errors import UserError
+from rewards.evaluation.predictions import gold_answer, grade
+from rewards.evaluation.scoring import ScoringRule
 
 SHOWN_PROBLEMS = 20
 """Records that cannot be evaluated are listed up to this number."""
@@ -64,16 +68,11 @@ class BenchmarkBatch:
         return replace(self, prompts=None if self.prompts is None else self.prompts.pin_memory())
 
 
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkCollator:
+def collate_questions(items: Sequence[BenchmarkItem], *, pad_token_id: int) -> BenchmarkBatch:
     """Left-pads the prompts of a batch."""
-
-    pad_token_id: int
-
-    def __call__(self, items: Sequence[BenchmarkItem]) -> BenchmarkBatch:
-        prompts = [item.prompt for item in items if item.prompt is not None]
-        collate = PromptCollator(pad_token_id=self.pad_token_id)
-        return BenchmarkBatch(items=list(items), prompts=collate(prompts) if prompts else None)
+    prompts = [item.prompt for item in items if item.prompt is not None]
+    collate = PromptCollator(pad_token_id=pad_token_id)
+    return BenchmarkBatch(items=list(items), prompts=collate(prompts) if prompts else None)
 
 
 class BenchmarkItems(Dataset):
@@ -169,17 +168,14 @@ class BenchmarkDataModule(VideoDataModule):
         """Leave out the batches whose items all are in `finished`; call it before the loader is made."""
         self._finished = finished
 
-    def check_records(self, check: Callable[[Benchmark, VideoRecord], None]) -> dict[str, list[str]]:
+    def check_records(self, rules: Sequence[ScoringRule]) -> dict[str, list[str]]:
         """Look at all records before a model is loaded.
-
-        Args:
-            check: raises a UserError for a record whose answer could not be scored.
 
         Returns:
             Benchmark -> what a reader of its scores must know about this data.
 
         Raises:
-            UserError: records that cannot be scored or asked; the first `SHOWN_PROBLEMS` are listed.
+            UserError: records that cannot be asked, or scored under the rules; the first `SHOWN_PROBLEMS` are listed.
         """
         problems: list[str] = []
         notes = {}
@@ -189,7 +185,9 @@ class BenchmarkDataModule(VideoDataModule):
                 try:
                     self.prompt.messages(record)
                     record_times(record)
-                    check(benchmark, record)
+                    categories, gold = benchmark.categories(record.extra), gold_answer(record.solution)
+                    kind = record.problem_type
+                    grade(benchmark, rules, problem_type=kind, categories=categories, answer=None, gold=gold)
                 except ValueError as error:
                     problems.append(f"{record.where}: {str(error).removeprefix(f'{record.where}: ')}")
             notes[benchmark.name] = _notes(benchmark, records)
@@ -203,10 +201,8 @@ class BenchmarkDataModule(VideoDataModule):
         return range(len(file) if self.limit is None else min(self.limit, len(file)))
 
     def _eval_loader(self, stage: str) -> DataLoader:
-        starts, start = {}, 0
-        for benchmark, file in self.files_of():
-            starts[benchmark.name] = start
-            start += len(file)
+        lengths = [len(file) for _, file in self.files_of()]
+        starts = dict(zip(self.benchmarks, accumulate(lengths, initial=0), strict=False))
         items = BenchmarkItems(self._dataset(stage, self.eval_frames), starts)
         todo = [batch for batch in self.batches() if not self._finished.issuperset(batch)]
         mine = todo[self.trainer.global_rank :: self.trainer.world_size]
@@ -214,7 +210,7 @@ class BenchmarkDataModule(VideoDataModule):
             items,
             # Lightning runs no hooks around an empty loader, and refuses one on some of the ranks.
             batch_sampler=mine or [[]],
-            collate_fn=BenchmarkCollator(pad_token_id=self.tokenizer.pad_token_id),
+            collate_fn=partial(collate_questions, pad_token_id=self.tokenizer.pad_token_id),
             num_workers=self.num_workers,
         )
 

@@ -43,6 +43,6 @@ class RunConfig:
         return self._cli.parser.dump(self.settings)
 
 
-def summary_of(command: Callable[..., None]) -> str:
+def summary_of(command: Callable[..., object]) -> str:
     """The first line of a command's docstring, for its `--help`."""
     return (command.__doc__ or "").partition("\n")[0]

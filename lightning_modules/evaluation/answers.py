@@ -16,7 +16,7 @@ from lightning_modules.rollouts.choice_scoring import likeliest, option_logprobs
 from lightning_modules.rollouts.types import RolloutEngine, SamplingConfig
 from rewards.answer_format import parse_response
 from rewards.errors import UserError
-from rewards.evaluation.predictions import Grades, Outcome, Prediction, gold_answer, grade
+from rewards.evaluation.predictions import Outcome, Prediction, gold_answer, grade
 from rewards.evaluation.scoring import BenchmarkScoring, ScoringRule, predicted_answer
 from rewards.options import option_letters
 from rewards.types import ProblemType
@@ -96,40 +96,25 @@ def prediction_of(
 ) -> Prediction:
     """The prediction of an item, scored under each rule."""
     record = item.record
+    categories, gold = scoring.categories(record.extra), gold_answer(record.solution)
+    kind = record.problem_type
+    grades = grade(scoring, rules, problem_type=kind, categories=categories, answer=outcome.answer, gold=gold)
     return Prediction(
         benchmark=item.key.benchmark,
         index=item.key.index,
         problem_id=record.problem_id,
-        problem_type=record.problem_type.value,
+        problem_type=kind.value,
         data_type=record.data_type,
         question=record.problem,
         options=list(record.options),
-        gold=gold_answer(record.solution),
+        gold=gold,
         path=record.path,
         start=record.extra.get("start"),
         end=record.extra.get("end"),
-        categories=scoring.categories(record.extra),
+        categories=categories,
         extra=dict(record.extra),
         **vars(outcome),
-        **vars(grade_record(scoring, record, rules, answer=outcome.answer)),
-    )
-
-
-def grade_record(
-    scoring: BenchmarkScoring, record: VideoRecord, rules: Sequence[ScoringRule], *, answer: str | None
-) -> Grades:
-    """Score an answer to a record; with None, find before the first answer what could not be scored after it.
-
-    Raises:
-        UserError: as `grade`.
-    """
-    return grade(
-        scoring,
-        rules,
-        problem_type=record.problem_type,
-        categories=scoring.categories(record.extra),
-        answer=answer,
-        gold=gold_answer(record.solution),
+        **vars(grades),
     )
 
 

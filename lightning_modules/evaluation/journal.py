@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -17,8 +17,6 @@ from datamodules.evaluation.benchmark_datamodule import ItemKey
 from datamodules.whole_files import write_whole
 from rewards.errors import UserError
 from rewards.evaluation.predictions import Prediction, read_predictions
-
-Answered = dict[ItemKey, Prediction]
 
 
 class Journal:
@@ -90,13 +88,12 @@ class PredictionJournal(Journal):
     def gather(self, *, retry_failed: bool = False) -> None:
         """Put the finished batches of earlier runs together; rank 0 calls it before any rank opens.
 
-        Args:
-            retry_failed: take batches with a failed item as not finished.
+        With `retry_failed`, batches with a failed item are not finished.
 
         Raises:
             UserError: a part holds something else than predictions of this run.
         """
-        answered = self._finished(retry_failed)
+        answered = self.answered(retry_failed=retry_failed)
         if self.output.exists() and self._is_complete(answered):
             self.discard(self.parts())  # left over by a run that was interrupted after its last step
             return
@@ -105,17 +102,10 @@ class PredictionJournal(Journal):
             write_whole(self._gathered, "".join(prediction.to_line() for prediction in answered.values()))
             self.discard([*(path for path in parts if path != self._gathered), self.output])
 
-    def answered(self) -> Answered:
-        """The predictions of all finished batches, in the order of the run."""
-        return self._finished(retry_failed=False)
-
     def finish(self) -> tuple[list[Prediction], bool]:
-        """The predictions of all finished batches, in their final file once all questions are answered.
+        """The predictions of all finished batches in the order of the run, and whether all questions are answered.
 
-        Rank 0 calls it at the end.
-
-        Returns:
-            In the order of the run; and whether all are there. If not, parts stay for the next run.
+        Then they are in their final file; else parts stay for the next run. Rank 0 calls it at the end.
         """
         answered = self.answered()
         complete = self._is_complete(answered)
@@ -125,13 +115,15 @@ class PredictionJournal(Journal):
             self.publish(prediction.to_line() for prediction in answered.values())
         return list(answered.values()), complete
 
-    def _is_complete(self, answered: Answered) -> bool:
+    def _is_complete(self, answered: Collection[ItemKey]) -> bool:
         return len(answered) == sum(map(len, self.batches))
 
-    def _finished(self, retry_failed: bool) -> Answered:
-        """The predictions of whole batches. A batch that was interrupted is answered anew as a whole: its items would
-        otherwise be padded differently."""
-        found: Answered = {}
+    def answered(self, *, retry_failed: bool = False) -> dict[ItemKey, Prediction]:
+        """The predictions of all finished batches, in the order of the run.
+
+        A batch that was interrupted is answered anew as a whole: its items would otherwise be padded differently.
+        """
+        found: dict[ItemKey, Prediction] = {}
         for path in [*self.parts(), *([self.output] if self.output.exists() else [])]:
             for prediction in read_predictions(path, partial=path != self.output):
                 key = ItemKey(prediction.benchmark, prediction.index)
@@ -140,7 +132,7 @@ class PredictionJournal(Journal):
                         f"{path}: item {key.index} of {key.benchmark} has another answer than in another file of "
                         f"{path.parent}. Two runs have written into this folder at a time; start anew in another one."
                     )
-        finished: Answered = {}
+        finished: dict[ItemKey, Prediction] = {}
         for batch in self.batches:
             members = {key: found[key] for key in batch if key in found}
             failed = any(prediction.failure is not None for prediction in members.values())

@@ -7,7 +7,6 @@ and the number of ranks are recorded, but are no part of it.
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 import platform
@@ -133,40 +132,10 @@ class Manifest:
     line."""
 
 
-def new_manifest(
-    model_name_or_path: str,
-    data: BenchmarkDataModule,
-    settings: Settings,
-    *,
-    device: str,
-    ranks: int,
-    run: dict[str, Any] | None,
-) -> Manifest:
-    """The manifest of a run that begins.
-
-    Args:
-        model_name_or_path: folder or Hugging Face name.
-        data: the data module, set up.
-        settings: of this run.
-        device: where it runs.
-        ranks: on how many.
-        run: the configuration that `validate --manifest` replays; None where there is none.
-    """
-    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return Manifest(
-        identity=Identity(model=model_files(model_name_or_path), data=data_identity(data), settings=settings),
-        versions=versions(),
-        environment=Environment(device=device, ranks=ranks, started=started),
-        paths=Paths(model=model_name_or_path, data_root=data.data_root, files=data.paths),
-        run=run,
-    )
-
-
 def model_files(name_or_path: str) -> dict[str, str]:
     """File name -> SHA-256 of its whole content, for every file that loading the model may read.
 
-    Args:
-        name_or_path: a folder, or a Hugging Face name, whose files are fetched here unless they are in the cache.
+    The files of a Hugging Face name are fetched unless they are in the cache.
 
     Raises:
         UserError: there are no weights among them.
@@ -182,7 +151,8 @@ def model_files(name_or_path: str) -> dict[str, str]:
             f"model_name_or_path is {name_or_path!r}, but {folder} holds no weights ({', '.join(WEIGHT_SUFFIXES)}). "
             "Give the folder of a complete checkpoint."
         )
-    return _hashes(files)
+    with ThreadPoolExecutor(HASH_THREADS) as pool:  # hashing releases the interpreter
+        return dict(zip(sorted(files), pool.map(file_hash, (files[name] for name in sorted(files))), strict=True))
 
 
 def data_identity(data: BenchmarkDataModule) -> dict[str, DataIdentity]:
@@ -206,9 +176,8 @@ def data_identity(data: BenchmarkDataModule) -> dict[str, DataIdentity]:
 def versions() -> dict[str, str]:
     """Python and the packages that take part in an answer."""
     installed = {distribution.metadata["Name"].lower() for distribution in metadata.distributions()}
-    return {"python": platform.python_version()} | {
-        name: metadata.version(name) for name in PACKAGES if name in installed
-    }
+    named = {name: metadata.version(name) for name in PACKAGES if name in installed}
+    return {"python": platform.python_version()} | named
 
 
 def identity_hash(manifest: Manifest) -> str:
@@ -241,31 +210,17 @@ def without_media(manifest: Manifest) -> Manifest:
     return replace(manifest, identity=replace(manifest.identity, data=data))
 
 
-def refuse_differences(expected: Manifest, given: Manifest, *, title: str, remedy: str) -> None:
-    """Compare the identities of an earlier and of this run.
+def compare_manifests(earlier: Manifest, given: Manifest, *, title: str, remedy: str) -> list[str]:
+    """Differences in library versions between an earlier and this run.
 
     Raises:
-        UserError: they differ in model, data or settings; the message lists where.
+        UserError: they differ in model, data or settings; the message lists where, between title and remedy.
     """
-    found = differences(asdict(expected.identity), asdict(given.identity))
+    found = differences(asdict(earlier.identity), asdict(given.identity))
     if found:
         lines = "\n  ".join(found[:20]) + (f"\n  and {len(found) - 20} more" if len(found) > 20 else "")
         raise UserError(f"{title}\n  {lines}\n{remedy}")
-
-
-def check_replay(path: str | Path, given: Manifest) -> list[str]:
-    """Hold a run to the manifest of an earlier one.
-
-    Returns:
-        Differences in library versions, which are allowed.
-
-    Raises:
-        UserError: no manifest there, or model, data or settings differ.
-    """
-    expected = read_manifest(path)
-    remedy = "Give the same model and data files, and no other settings; paths may differ."
-    refuse_differences(expected, given, title=f"This run is not the one of {path}:", remedy=remedy)
-    return differences(expected.versions, given.versions)
+    return differences(earlier.versions, given.versions)
 
 
 def leaves_of(tree: Any, place: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
@@ -285,18 +240,11 @@ def _shown(leaves: Mapping[tuple[str, ...], Any], place: tuple[str, ...]) -> str
 
 
 def _media_identity(root: Path, paths: Sequence[str]) -> MediaIdentity:
-    digest, missing = hashlib.sha256(), 0
-    for path in paths:
-        file = root / path
-        size = file.stat().st_size if file.is_file() else None
-        missing += size is None
-        digest.update(f"{path}\0{size}\n".encode())
-    return MediaIdentity(files=len(paths), missing=missing, sha256_of_paths_and_sizes=digest.hexdigest())
-
-
-def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
-    with ThreadPoolExecutor(HASH_THREADS) as pool:  # hashing releases the interpreter
-        return dict(zip(sorted(files), pool.map(file_hash, (files[name] for name in sorted(files))), strict=True))
+    files = [root / path for path in paths]
+    sizes = [file.stat().st_size if file.is_file() else None for file in files]
+    listing = "".join(f"{path}\0{size}\n" for path, size in zip(paths, sizes, strict=True))
+    digest = hashlib.sha256(listing.encode()).hexdigest()
+    return MediaIdentity(files=len(paths), missing=sizes.count(None), sha256_of_paths_and_sizes=digest)
 
 
 def file_hash(path: Path) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from datamodules.evaluation.benchmarks import BENCHMARKS
 from datamodules.evaluation.benchmarks.benchmark import Benchmark
+from datamodules.text_table import text_table
 from lightning_modules.evaluation.typed_json import read_json
 from rewards.answer_format import parse_response, wrap_think
 from rewards.evaluation.metrics import UNITS, Mean, Unit, aggregate, headline_names
@@ -101,19 +102,16 @@ def benchmark_results(
 ) -> dict[str, BenchmarkResults]:
     """Benchmark -> items, failures and, for each scoring rule, all means with intervals.
 
-    Args:
-        predictions: of the whole run.
-        rules: those of the run.
-        notes: benchmark -> sentences that belong to its scores; its keys are the benchmarks, in order.
+    The benchmarks are the keys of `notes`, in order: benchmark -> sentences that belong to its scores.
     """
     results = {}
     for name in notes:
         benchmark = BENCHMARKS[name]
         own = [prediction for prediction in predictions if prediction.benchmark == name]
         failures = [
-            Failure(problem_id=prediction.problem_id, index=prediction.index, reason=prediction.failure)
-            for prediction in own
-            if prediction.failure is not None
+            Failure(problem_id=item.problem_id, index=item.index, reason=item.failure)
+            for item in own
+            if item.failure is not None
         ]
         results[name] = BenchmarkResults(
             title=benchmark.title,
@@ -148,8 +146,6 @@ def render_table(results: Mapping[str, BenchmarkResults]) -> str:
                 mean = numbers.means[name]
                 counts = (str(mean.scored), str(mean.failed), str(numbers.ungraded))
                 rows.append((benchmark.title, rule, name, *_value_and_interval(mean, numbers.unit), *counts))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     failures = [
         f"{benchmark.title}: {benchmark.failed:,} of {benchmark.items:,} questions failed and are in no mean, "
         f"first: {benchmark.failures[0].reason}"
@@ -157,7 +153,7 @@ def render_table(results: Mapping[str, BenchmarkResults]) -> str:
         if benchmark.failures
     ]
     notes = [f"{benchmark.title}: {note}" for benchmark in results.values() for note in benchmark.notes]
-    return "\n".join([*lines, *failures, *notes])
+    return "\n".join([*text_table(rows), *failures, *notes])
 
 
 def reference_results(
@@ -166,12 +162,8 @@ def reference_results(
     """One benchmark in the form that the released script writes.
 
     A failed item has null for output, prediction, reward and correct, and a `failure`; the script gives it reward 0.
-    `final_acc` leaves it out and says how many items its means are over.
-
-    Args:
-        records: elements of the data file, as they stand there.
-        predictions: of the same questions, in the same order.
-        results: of the scoring rule `videorft`.
+    `final_acc` leaves it out and says how many items its means are over. The records are elements of the data file as
+    they stand there, the predictions are of the same questions in the same order, the results are of `videorft`.
     """
     means = {name: mean.value for name, mean in results.means.items()}
     final = {name: means.get(name) or 0.0 for name in ("mean_acc", "mean_mra")}

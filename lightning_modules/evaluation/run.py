@@ -43,8 +43,7 @@ class BenchmarkRun:
     def check(self, *, retry_failed: bool) -> None:
         """Compare this run with the one whose folder this is, on every rank and before anything is written.
 
-        Args:
-            retry_failed: media may have been repaired since.
+        With `retry_failed`, media may have been repaired since.
 
         Raises:
             UserError: the folder holds predictions without a manifest, or a run of another identity or of other
@@ -63,8 +62,7 @@ class BenchmarkRun:
             earlier, given = (manifests.without_media(manifest) for manifest in (earlier, given))
         remedy = "Give model.init_args.output another folder, or the earlier settings to go on."
         title = f"{self.folder} holds a run that differs from this one:"
-        manifests.refuse_differences(earlier, given, title=title, remedy=remedy)
-        changed = manifests.differences(earlier.versions, given.versions)
+        changed = manifests.compare_manifests(earlier, given, title=title, remedy=remedy)
         if changed:
             lines = "\n  ".join(changed)
             raise UserError(f"{self.folder} holds a run with other library versions:\n  {lines}\n{remedy}")

@@ -13,30 +13,26 @@ from rewards.errors import UserError
 
 FILM, STAMP = "#16181d", "#d6d9df"
 GAP, BAND, MAX_HEIGHT = 6, 22, 260
+MAX_FRAMES = 8
 
 
-def film_strip(
-    frames: Tensor, *, width: int = 960, max_frames: int = 8, seconds_per_frame: float | None = None
-) -> Image.Image:
-    """Evenly chosen frames in rows, first and last included, each above its time.
+def film_strip(frames: Tensor, *, width: int = 960, seconds_per_frame: float | None = None) -> Image.Image:
+    """At most `MAX_FRAMES` evenly chosen frames in rows, first and last included, each above its time.
 
     Small frames are enlarged without smoothing (the model sees those pixels), large ones are reduced.
 
     Args:
         frames: uint8 [F, 3, H, W].
         width: of the picture, in pixels.
-        max_frames: how many of the F frames are shown at most.
         seconds_per_frame: time from one frame to the next; None numbers the frames instead.
 
     Raises:
-        UserError: `frames` is not uint8 [F, 3, H, W] with F >= 1, or `max_frames` < 1.
+        UserError: `frames` is not uint8 [F, 3, H, W] with F >= 1.
     """
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or frames.numel() == 0:
         raise UserError(f"film_strip takes uint8 frames [F, 3, H, W], F >= 1; got {frames.dtype} {list(frames.shape)}.")
-    if max_frames < 1:
-        raise UserError(f"max_frames is {max_frames}; it must be at least 1.")
     total, _, high, wide = frames.shape
-    shown = min(total, max_frames)
+    shown = min(total, MAX_FRAMES)
     chosen = [round(i * (total - 1) / max(shown - 1, 1)) for i in range(shown)]
     # Wide frames would be slits in a row of eight.
     columns = min(shown, 4 if wide > 1.2 * high else 8)

@@ -65,14 +65,11 @@ class Aggregation:
     """100 for percent, 1 for fractions."""
 
     def values(self, scores: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """The means under R weightings.
+        """Name -> float64 [R], the mean under each weighting; NaN where none of its items has weight.
 
         Args:
             scores: float64 [N], NaN where an item failed.
             weights: [R, N], how often each item counts; must be 0 where an item failed.
-
-        Returns:
-            Name -> float64 [R]; NaN where no item of a mean has weight. A composite is over its means that exist.
         """
         finite = np.nan_to_num(scores)
         result = {}
@@ -136,7 +133,11 @@ def aggregation_of(scoring: BenchmarkScoring, rule: ScoringRule, items: Sequence
     scale = 100.0 if UNITS[rule] == "percent" else 1.0
     composites: dict[str, tuple[str, ...]] = {}
     if rule == "videorft":
-        members = _script_means(items) | by_category
+        means: dict[str, list[int]] = {"mean_acc": [], "mean_mra": []}
+        for position, item in enumerate(items):
+            regression = ProblemType(item.problem_type) is ProblemType.REGRESSION
+            means["mean_mra" if regression else "mean_acc"].append(position)
+        members = means | by_category
     elif scoring.task_means is None:
         members = {scoring.headline: list(range(len(items)))} | by_category
     else:
@@ -153,14 +154,6 @@ def aggregation_of(scoring: BenchmarkScoring, rule: ScoringRule, items: Sequence
 def item_scores(items: Sequence[ScoredItem]) -> np.ndarray:
     """float64 [N]: the scores, NaN where an item failed."""
     return np.array([np.nan if item.score is None else item.score for item in items], dtype=np.float64)
-
-
-def _script_means(items: Sequence[ScoredItem]) -> dict[str, list[int]]:
-    means: dict[str, list[int]] = {"mean_acc": [], "mean_mra": []}
-    for position, item in enumerate(items):
-        is_regression = ProblemType(item.problem_type) is ProblemType.REGRESSION
-        means["mean_mra" if is_regression else "mean_acc"].append(position)
-    return means
 
 
 def _task_means(

@@ -24,7 +24,6 @@ class Question:
     """One item of one benchmark, before it is answered."""
 
     benchmark: str
-    """Name of the benchmark."""
     index: int
     """Place in the benchmark's data file, from 0."""
     problem_id: str
@@ -121,7 +120,7 @@ def read_predictions(path: str | Path, *, partial: bool = False) -> list[Predict
         partial: the file may end in the middle of a line, which is then left out.
 
     Raises:
-        UserError: no such file, or a line that is no prediction; the message names file and line.
+        UserError: no such file, or a line that is no prediction of this version; the message names file and line.
     """
     path = Path(path)
     if not path.is_file():
@@ -146,15 +145,7 @@ def grade(
     answer: str | None,
     gold: str,
 ) -> Grades:
-    """Score an answer under each rule.
-
-    Args:
-        scoring: of the benchmark.
-        rules: those of the run.
-        problem_type: one of `ProblemType`.
-        categories: of the record.
-        answer: None for a failed item, whose scores are None.
-        gold: the right answer without tags.
+    """Score an answer under each rule; of a failed item, whose answer is None, only find which rules do not grade it.
 
     Raises:
         UserError: as `score_item`.
@@ -162,9 +153,8 @@ def grade(
     scores: dict[str, float | None] = {}
     ungraded = {}
     for rule in rules:
-        prediction = answer or ""  # of a failed item, only whether the rule grades it matters
         score = score_item(
-            scoring, rule, problem_type=problem_type, categories=categories, prediction=prediction, answer=gold
+            scoring, rule, problem_type=problem_type, categories=categories, prediction=answer or "", answer=gold
         )
         if score is None:
             ungraded[rule] = (

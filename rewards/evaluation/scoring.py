@@ -84,9 +84,6 @@ def score_item(
 ) -> float | None:
     """Score one answered question, in [0, 1]; None where the official rule does not grade this kind of question.
 
-    An item that failed (media that do not decode, an engine error) has no prediction and must not come here: it is a
-    `ScoredItem` whose score is None.
-
     Args:
         scoring: of the benchmark.
         rule: `videorft` (see `videorft_score`) or `official` (see the rule in the benchmark's file).

@@ -7,8 +7,9 @@ benchmark asks many questions about few videos (TempCompass: 410 videos).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from rewards.evaluation.scoring import BenchmarkScoring, ScoringRule
 
 LEVEL = 0.95
 """Fraction of the resamples inside an interval."""
+RESAMPLES, SEED = 1000, 0
+"""Of every bootstrap: equal items give equal intervals."""
 RESAMPLES_AT_ONCE = 100
 """Resamples whose item counts are in memory together: 0.8 MB per thousand items."""
 
@@ -31,19 +34,29 @@ class Interval:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Second run minus first run of one mean, in its unit."""
+
+    value: float
+    interval: Interval
+    """From resampling items with the scores of both runs, so that what makes items hard for both cancels."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PairedComparison:
-    """Two runs on the same items. Means and differences are of item scores, in [0, 1] and [-1, 1]."""
+    """Two runs on the same items."""
 
     items: int
     """Items that both runs answered; everything below is over these."""
     failed: int
     """Items left out because they failed in at least one run."""
     first_mean: float
+    """Of item scores, in [0, 1]: what both scoring rules report for a choice benchmark, but not a mean of tasks."""
     second_mean: float
-    difference: float
-    """second_mean - first_mean."""
-    interval: Interval
-    """Of the difference, from resampling items with both of their scores."""
+    difference: Difference
+    """Of these two."""
+    means: dict[str, Difference]
+    """Of every mean of `aggregate`, a mean of tasks included."""
     only_first_right: int | None
     """Items that only the first run got right; None unless all scores are 0 or 1."""
     only_second_right: int | None
@@ -51,101 +64,32 @@ class PairedComparison:
     """Two-sided exact McNemar test; None unless all scores are 0 or 1."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """Second run minus first run of one mean of `aggregate`, in its unit."""
-
-    value: float
-    interval: Interval
-
-
 def bootstrap_intervals(
-    scoring: BenchmarkScoring,
-    rule: ScoringRule,
-    items: Sequence[ScoredItem],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
+    scoring: BenchmarkScoring, rule: ScoringRule, items: Sequence[ScoredItem]
 ) -> dict[str, Interval]:
     """Percentile intervals of all means of `aggregate`, by their names and in their units.
 
     Each resample draws as many of the scored items as there are, with replacement, and aggregates them as a whole, so
     that a mean of tasks is resampled as such. A resample that draws no item of a mean does not count for it.
 
-    Args:
-        resamples: number of resamples.
-        seed: of the generator; the same items in the same order give the same intervals.
-
     Raises:
         UserError: as `aggregate`.
     """
-    aggregation = aggregation_of(scoring, rule, items)
-    scores = item_scores(items)
+    aggregation, scores = aggregation_of(scoring, rule, items), item_scores(items)
     scored = np.flatnonzero(~np.isnan(scores))
     if len(scored) == 0:
         return {}
-    chunks = []
-    for counts in _resampled_counts(len(scored), resamples, seed):
-        weights = np.zeros((len(counts), len(scores)))  # [R, N]
-        weights[:, scored] = counts
-        chunks.append(aggregation.values(scores, weights))
-    drawn = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in aggregation.members}
-    return {name: _interval(values) for name, values in drawn.items() if not np.isnan(values).all()}
+    return _intervals(len(scored), lambda counts: aggregation.values(scores, _weights(counts, scored, len(scores))))
 
 
 def compare_runs(
-    first: Sequence[ScoredItem],
-    second: Sequence[ScoredItem],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
+    scoring: BenchmarkScoring, rule: ScoringRule, first: Sequence[ScoredItem], second: Sequence[ScoredItem]
 ) -> PairedComparison:
     """Compare two runs on the same items, paired by `problem_id`; the order of the items does not matter.
 
-    The mean of item scores is what both scoring rules report for a choice benchmark. It is not the mean of a
-    benchmark's `task_means`: for that and for breakdowns see `bootstrap_differences`.
-
     Raises:
-        UserError: the runs do not hold the same items, a `problem_id` twice in one of them, or no item that both
-            answered.
-    """
-    first, second = _same_items(first, second)
-    answered = np.stack([item_scores(first), item_scores(second)], axis=1)[
-        _answered_in_both(first, second)
-    ]  # [items, 2]
-    differences = answered[:, 1] - answered[:, 0]
-    means = [counts @ differences / len(differences) for counts in _resampled_counts(len(answered), resamples, seed)]
-    binary = bool(np.isin(answered, (0.0, 1.0)).all())
-    only_first = int((differences < 0).sum()) if binary else None
-    only_second = int((differences > 0).sum()) if binary else None
-    return PairedComparison(
-        items=len(answered),
-        failed=len(first) - len(answered),
-        first_mean=float(answered[:, 0].mean()),
-        second_mean=float(answered[:, 1].mean()),
-        difference=float(differences.mean()),
-        interval=_interval(np.concatenate(means)),
-        only_first_right=only_first,
-        only_second_right=only_second,
-        p_value=mcnemar_exact(only_first, only_second) if only_first is not None and only_second is not None else None,
-    )
-
-
-def bootstrap_differences(
-    scoring: BenchmarkScoring,
-    rule: ScoringRule,
-    first: Sequence[ScoredItem],
-    second: Sequence[ScoredItem],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> dict[str, Difference]:
-    """Paired bootstrap of every mean of `aggregate`, a mean of tasks included, over the items that both runs answered.
-
-    Each resample draws the same items in both runs, so what makes items hard for both cancels.
-
-    Raises:
-        UserError: as `compare_runs` and `aggregate`, or an item that belongs to different means in the two runs.
+        UserError: as `aggregate`; or the runs do not hold the same items, a `problem_id` twice in one of them, an item
+            that belongs to different means, or no item that both answered.
     """
     first, second = _same_items(first, second)
     aggregation = aggregation_of(scoring, rule, first)
@@ -154,56 +98,70 @@ def bootstrap_differences(
             f"The same {scoring.title} items differ between the runs in problem_type or in a category; evaluate both "
             "on the same file."
         )
-    answered = _answered_in_both(first, second)
-    scores = item_scores(first), item_scores(second)
+    scores = np.stack([item_scores(first), item_scores(second)])  # [2, N]
+    answered = np.flatnonzero(~np.isnan(scores).any(axis=0))
+    if len(answered) == 0:
+        raise UserError(f"None of the {len(first)} items was answered in both runs; there is nothing to compare.")
+    before, after = scores[:, answered]
 
     def differences(counts: np.ndarray) -> dict[str, np.ndarray]:
-        weights = np.zeros((len(counts), len(first)))  # [R, N]
-        weights[:, answered] = counts
-        before, after = (aggregation.values(run, weights) for run in scores)
-        return {name: after[name] - before[name] for name in aggregation.members}
+        weights = _weights(counts, answered, len(first))
+        of_first, of_second = (aggregation.values(run, weights) for run in scores)
+        of_means = {name: of_second[name] - of_first[name] for name in aggregation.members}
+        return {"": counts @ (after - before) / len(answered)} | of_means
 
     observed = differences(np.ones((1, len(answered))))
-    drawn = [differences(counts) for counts in _resampled_counts(len(answered), resamples, seed)]
-    result = {}
-    for name, value in observed.items():
-        values = np.concatenate([chunk[name] for chunk in drawn])
-        if not np.isnan(value[0]) and not np.isnan(values).all():
-            result[name] = Difference(value=float(value[0]), interval=_interval(values))
-    return result
+    means = {
+        name: Difference(value=float(observed[name][0]), interval=interval)
+        for name, interval in _intervals(len(answered), differences).items()
+        if not np.isnan(observed[name][0])
+    }
+    binary = bool(np.isin(scores[:, answered], (0.0, 1.0)).all())
+    only_first, only_second = int((before > after).sum()), int((after > before).sum())
+    return PairedComparison(
+        items=len(answered),
+        failed=len(first) - len(answered),
+        first_mean=float(before.mean()),
+        second_mean=float(after.mean()),
+        difference=means.pop(""),
+        means=means,
+        only_first_right=only_first if binary else None,
+        only_second_right=only_second if binary else None,
+        p_value=mcnemar_exact(only_first, only_second) if binary else None,
+    )
 
 
 def mcnemar_exact(only_first_right: int, only_second_right: int) -> float:
     """Two-sided exact McNemar test: the binomial probability of a split of the discordant items at least this uneven.
 
     p = min(1, 2 * sum over k <= min(b, c) of C(b + c, k) / 2^(b + c)); 1 without discordant items.
-
-    Raises:
-        UserError: a negative count.
     """
-    if only_first_right < 0 or only_second_right < 0:
-        raise UserError(
-            f"Counts of discordant items are {only_first_right} and {only_second_right}; both must be >= 0."
-        )
     total = only_first_right + only_second_right
-    tail, term = 0, 1
-    for chosen in range(min(only_first_right, only_second_right) + 1):
-        tail += term
-        term = term * (total - chosen) // (chosen + 1)
+    tail = sum(comb(total, chosen) for chosen in range(min(only_first_right, only_second_right) + 1))
     return min(1.0, 2 * tail / 2**total)
 
 
-def _resampled_counts(items: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Chunks [R, items] of how often each item is drawn; every row sums to `items`."""
-    generator = np.random.default_rng(seed)
-    for start in range(0, resamples, RESAMPLES_AT_ONCE):
-        size = min(RESAMPLES_AT_ONCE, resamples - start)
-        yield generator.multinomial(items, np.full(items, 1 / items), size=size).astype(np.float64)
+def _intervals(items: int, means: Callable[[np.ndarray], dict[str, np.ndarray]]) -> dict[str, Interval]:
+    """Intervals of the named means [R] that follow from how often each of the items is drawn, [R, items]."""
+    generator = np.random.default_rng(SEED)
+    chunks = [
+        means(generator.multinomial(items, np.full(items, 1 / items), size=RESAMPLES_AT_ONCE).astype(np.float64))
+        for _ in range(RESAMPLES // RESAMPLES_AT_ONCE)
+    ]
+    intervals = {}
+    for name in chunks[0]:
+        values = np.concatenate([chunk[name] for chunk in chunks])
+        if not np.isnan(values).all():
+            low, high = np.nanquantile(values, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+            intervals[name] = Interval(low=float(low), high=float(high))
+    return intervals
 
 
-def _interval(values: np.ndarray) -> Interval:
-    low, high = np.nanquantile(values, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-    return Interval(low=float(low), high=float(high))
+def _weights(counts: np.ndarray, positions: np.ndarray, items: int) -> np.ndarray:
+    """float64 [R, items]: the counts at the positions of the items that are drawn from, 0 elsewhere."""
+    weights = np.zeros((len(counts), items))
+    weights[:, positions] = counts
+    return weights
 
 
 def _same_items(first: Sequence[ScoredItem], second: Sequence[ScoredItem]) -> tuple[list[ScoredItem], list[ScoredItem]]:
@@ -224,11 +182,3 @@ def _by_id(items: Sequence[ScoredItem], run: str) -> dict[str, ScoredItem]:
     if len(by_id) < len(items):
         raise UserError(f"The {run} run has {len(items) - len(by_id)} items whose problem_id occurred before.")
     return by_id
-
-
-def _answered_in_both(first: Sequence[ScoredItem], second: Sequence[ScoredItem]) -> np.ndarray:
-    """Positions of the items that failed in neither run."""
-    answered = np.flatnonzero(~np.isnan(item_scores(first) + item_scores(second)))
-    if len(answered) == 0:
-        raise UserError(f"None of the {len(first)} items was answered in both runs; there is nothing to compare.")
-    return answered

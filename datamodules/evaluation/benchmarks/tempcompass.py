@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from string import ascii_uppercase
 
 from datamodules.evaluation.benchmarks.annotation import checked_rows, lettered, video_record
@@ -47,16 +46,6 @@ def official_score(kind: ProblemType, task: str | None, prediction: str, answer:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Form:
-    """A question and its answer as a record holds them."""
-
-    problem: str
-    options: list[str]
-    answer: str
-    problem_type: ProblemType = ProblemType.MULTIPLE_CHOICE
-
-
 def convert(
     questions: Mapping[str, Mapping[str, Sequence[Row]]], task: str, *, folder: str = "TempCompass/videos"
 ) -> Iterator[Record]:
@@ -79,45 +68,50 @@ def convert(
                     aspect=aspect,
                     original_question=row["question"],
                     original_answer=row["answer"],
-                    **vars(_FORMS[task](row["question"], row["answer"])),
+                    **_FORMS[task](row["question"], row["answer"]),
                 )
 
 
-def _multi_choice(question: str, answer: str) -> _Form:
+def _multi_choice(question: str, answer: str) -> Record:
     problem, *options = (line.strip() for line in question.split("\n") if line.strip())
     chosen = split_option(answer)
-    return _Form(problem=problem, options=lettered(options), answer=chosen.letter if chosen else answer)
+    return _choice(problem, options, chosen.letter if chosen else answer)
 
 
-def _yes_no(question: str, answer: str) -> _Form:
-    texts = ("yes", "no")
+def _yes_no(question: str, answer: str) -> Record:
+    texts = ["yes", "no"]
     if answer not in texts:
         raise UserError(f"TempCompass yes_no: answer {answer!r} is neither 'yes' nor 'no'.")
-    return _Form(problem=question, options=lettered(texts), answer=ascii_uppercase[texts.index(answer)])
+    return _choice(question, texts, ascii_uppercase[texts.index(answer)])
 
 
-def _caption_matching(question: str, answer: str) -> _Form:
+def _caption_matching(question: str, answer: str) -> Record:
     problem, *captions = (line.strip() for line in question.split("\n") if line.strip())
     label = _CAPTION.match(answer)
     right = [number for number, caption in enumerate(captions) if label and caption.startswith(label[0])]
     if len(right) != 1:
         raise UserError(f"TempCompass caption matching: answer {answer!r} is none of {captions}, or several.")
-    options = lettered([_CAPTION.sub("", caption) for caption in captions])
-    return _Form(problem=problem, options=options, answer=ascii_uppercase[right[0]])
+    return _choice(problem, [_CAPTION.sub("", caption) for caption in captions], ascii_uppercase[right[0]])
 
 
-def _captioning(question: str, answer: str) -> _Form:
+def _choice(problem: str, texts: Sequence[str], answer: str) -> Record:
+    kind = ProblemType.MULTIPLE_CHOICE
+    return {"problem": problem, "options": lettered(texts), "answer": answer, "problem_type": kind}
+
+
+def _captioning(question: str, answer: str) -> Record:
     chosen = split_option(answer)
     reference = chosen.text if chosen else answer
-    return _Form(problem=question, options=[], answer=reference, problem_type=ProblemType.FREE_FORM)
+    return {"problem": question, "options": [], "answer": reference, "problem_type": ProblemType.FREE_FORM}
 
 
-_FORMS: Mapping[str, Callable[[str, str], _Form]] = {
+_FORMS: Mapping[str, Callable[[str, str], Record]] = {
     "multi-choice": _multi_choice,
     "yes_no": _yes_no,
     "caption_matching": _caption_matching,
     "captioning": _captioning,
 }
+"""Task -> what a record holds of a question and its answer."""
 
 
 def _example(video: str, question: str, answer: str) -> Mapping[str, Mapping[str, list[Row]]]:

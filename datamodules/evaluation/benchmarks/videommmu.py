@@ -16,29 +16,18 @@ from rewards.types import ProblemType
 Track = Literal["Perception", "Comprehension", "Adaptation"]
 ADAPTATION_HINT = "The picture that the question speaks of is shown at the end of the video."
 
-DISCIPLINES: dict[str, tuple[str, ...]] = {
-    "Art": ("Art", "Art_Theory", "Design", "Music"),
-    "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
-    "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
-    "Medicine": (
-        "Basic_Medical_Science",
-        "Clinical_Medicine",
-        "Diagnostics_and_Laboratory_Medicine",
-        "Pharmacy",
-        "Public_Health",
-    ),
-    "Humanities": ("History", "Literature", "Psychology", "Sociology"),
-    "Engineering": (
-        "Agriculture",
-        "Architecture_and_Engineering",
-        "Computer_Science",
-        "Electronics",
-        "Energy_and_Power",
-        "Materials",
-        "Mechanical_Engineering",
-    ),
+SUBJECTS: dict[str, str] = {
+    "Art": "Art Art_Theory Design Music",
+    "Business": "Accounting Economics Finance Manage Marketing",
+    "Science": "Biology Chemistry Geography Math Physics",
+    "Medicine": "Basic_Medical_Science Clinical_Medicine Diagnostics_and_Laboratory_Medicine Pharmacy Public_Health",
+    "Humanities": "History Literature Psychology Sociology",
+    "Engineering": "Agriculture Architecture_and_Engineering Computer_Science Electronics Energy_and_Power Materials "
+    "Mechanical_Engineering",
 }
-"""Discipline, which is also the folder of its videos -> subjects."""
+"""Discipline, which is also the folder of its videos -> its subjects."""
+DISCIPLINES = {subject: discipline for discipline, subjects in SUBJECTS.items() for subject in subjects.split()}
+"""Subject -> discipline."""
 
 
 def official_score(kind: ProblemType, task: str | None, prediction: str, answer: str) -> float | None:
@@ -78,16 +67,15 @@ def convert(
     Args:
         rows: of the Parquet file of a track.
         track: which one it is.
-        folder: folder of the disciplines' folders, relative to the data root.
+        folder: of the disciplines' folders, relative to the data root.
         question_only: point to the clips without the lecture, for the score before it in the knowledge gain.
     """
-    discipline_of = {subject: name for name, subjects in DISCIPLINES.items() for subject in subjects}
     for row in checked_rows("VideoMMMU", rows, "id question answer question_type"):
         subject = "_".join(row["id"].split("_")[1:-1])
-        if subject not in discipline_of:
+        if subject not in DISCIPLINES:
             raise UserError(f"VideoMMMU question {row['id']!r}: its subject {subject!r} is none of the 30 known ones.")
         options = [] if row["question_type"] == "open" else lettered(row.get("options"))
-        video = f"question_only/{row['id']}_image" if question_only else f"{discipline_of[subject]}/{row['id']}"
+        video = f"question_only/{row['id']}_image" if question_only else f"{DISCIPLINES[subject]}/{row['id']}"
         hint = f"{ADAPTATION_HINT}\n" if track == "Adaptation" else ""
         yield video_record(
             problem_id=f"{track}/{row['id']}",
@@ -99,7 +87,7 @@ def convert(
             data_source="VideoMMMU",
             track=track,
             subject=subject,
-            discipline=discipline_of[subject],
+            discipline=DISCIPLINES[subject],
             question_type=row["question_type"],
         )
 

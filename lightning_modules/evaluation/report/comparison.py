@@ -17,14 +17,12 @@ from rewards.errors import UserError
 from rewards.evaluation.metrics import headline_names
 from rewards.evaluation.predictions import Prediction, scored_items
 from rewards.evaluation.scoring import ScoringRule
-from rewards.evaluation.statistics import Interval, bootstrap_differences, compare_runs
+from rewards.evaluation.statistics import Difference, compare_runs
 
 QUESTION_ONLY = "question_only"
 """In the paths of VideoMMMU's clips without the lecture."""
-
 COMPARED_FIELDS = ("question", "options", "gold", "problem_type")
 """What items of one problem_id must have in common."""
-
 ITEM_HEADER = (
     *("Benchmark", "Scoring rule", "Difference", "This run", "Other", "Items", "Failed in one"),
     *("Only this right", "Only other right", "p (McNemar)"),
@@ -86,37 +84,33 @@ def _compared(
     answered = [{item.problem_id for item in items if item.score is not None} for items in (first, second)]
     if not set.intersection(*answered):
         return (title, rule, *[ABSENT] * 3, "0", f"{len(first):,}", *[ABSENT] * 3), []
-    paired = compare_runs(first, second)
+    paired = compare_runs(BENCHMARKS[benchmark], rule, first, second)
     only = (paired.only_second_right, paired.only_first_right)
     row = (
-        *(title, rule, _difference(paired.difference, paired.interval, 100)),
+        *(title, rule, _difference(paired.difference, 100)),
         *(Score(value=100 * mean) for mean in (paired.second_mean, paired.first_mean)),
         *(f"{paired.items:,}", f"{paired.failed:,}"),
         *(ABSENT if count is None else f"{count:,}" for count in only),
         ABSENT if paired.p_value is None else f"{paired.p_value:.2g}",
     )
-    means, scale = bootstrap_differences(BENCHMARKS[benchmark], rule, first, second), PERCENT[rule]
-    headline = [name for name in headline_names(BENCHMARKS[benchmark], rule) if name in means]
-    names = [*headline, *(name for name in means if name not in headline)]
+    names = dict.fromkeys((*headline_names(BENCHMARKS[benchmark], rule), *paired.means))
     return row, [
         (
             *(title, f"{rule}, {HEADLINES.get(name, name.replace('/', ': ', 1))}"),
-            _difference(means[name].value, means[name].interval, scale),
+            _difference(paired.means[name], PERCENT[rule]),
         )
         for name in names
+        if name in paired.means
     ]
 
 
-def _difference(value: float, interval: Interval, scale: float) -> Score:
-    return Score(value=scale * value, interval=(scale * interval.low, scale * interval.high), signed=True)
+def _difference(found: Difference, scale: float) -> Score:
+    interval = (scale * found.interval.low, scale * found.interval.high)
+    return Score(value=scale * found.value, interval=interval, signed=True)
 
 
 def _check_same_items(run: EvaluationRun, other: EvaluationRun, benchmark: str) -> None:
-    """Refuse to compare answers to different questions.
-
-    Raises:
-        UserError: an item is in one run only, or its question, options, gold answer or type differ.
-    """
+    """A UserError where an item is in one run only, or its question, options, gold answer or type differ."""
     ours, theirs = (
         {item.problem_id: [getattr(item, name) for name in COMPARED_FIELDS] for item in each.predictions[benchmark]}
         for each in (run, other)
@@ -141,23 +135,22 @@ def _left_out(run: EvaluationRun, other: EvaluationRun) -> list[Note]:
 
 def _knowledge_gain(run: EvaluationRun, other: EvaluationRun, rules: Sequence[ScoringRule]) -> list[str]:
     """VideoMMMU's gain, where the other run saw question-only clips of the Adaptation track and this one did not."""
-    runs = {"before": other, "after": run}
-    tracks = {name: list(filter(_adapts, each.predictions.get("videommmu", ()))) for name, each in runs.items()}
-    question_only = {name: {QUESTION_ONLY in (item.path or "") for item in items} for name, items in tracks.items()}
-    if question_only != {"before": {True}, "after": {False}}:
+    before, after = (list(filter(_adapts, each.predictions.get("videommmu", ()))) for each in (other, run))
+    seen = [{QUESTION_ONLY in (item.path or "") for item in items} for items in (before, after)]
+    if seen != [{True}, {False}]:
         return []
-    field = next(name for name, value in tracks["after"][0].categories.items() if value == "Adaptation")
+    field = next(name for name, value in after[0].categories.items() if value == "Adaptation")
     found = []
     for rule in rules:
-        before, after = (each.score("videommmu", rule, f"{field}/Adaptation").value for each in (other, run))
-        if before is None or after is None:
+        alone, taught = (each.score("videommmu", rule, f"{field}/Adaptation").value for each in (other, run))
+        if alone is None or taught is None:
             continue
-        if before == 100:
+        if alone == 100:
             found.append(f"VideoMMMU, {rule}: all Adaptation questions were right without the lecture.")
         else:
             found.append(
-                f"VideoMMMU's knowledge gain, {rule}: {delta_knowledge(before, after):+.1f} % (Adaptation "
-                f"{before:.1f} % on question-only clips, {after:.1f} % with the lecture)."
+                f"VideoMMMU's knowledge gain, {rule}: {delta_knowledge(alone, taught):+.1f} % (Adaptation "
+                f"{alone:.1f} % on question-only clips, {taught:.1f} % with the lecture)."
             )
     return found
 

@@ -15,12 +15,12 @@ from datamodules.types import VideoRecord
 from datamodules.video.frame_sampling import FrameConfig
 from datamodules.video.types import ReaderName
 from lightning_modules.evaluation.report.run_folder import EvaluationRun
-from lightning_modules.pictures.film_strip import film_strip
+from lightning_modules.pictures.film_strip import MAX_FRAMES, film_strip
 from rewards.answer_format import parse_response, wrap_answer
 from rewards.evaluation.predictions import Prediction
 from rewards.types import ProblemType
 
-STRIP_WIDTH, STRIP_FRAMES, JPEG_QUALITY = 880, 8, 72
+STRIP_WIDTH, JPEG_QUALITY = 880, 72
 """A strip takes 20 to 60 KB."""
 
 Outcome = Literal["right", "partly right", "wrong", "failed", "ungraded"]
@@ -84,13 +84,9 @@ class Example:
 def make_examples(
     run: EvaluationRun, other: EvaluationRun | None, *, limit: int, data_root: Path | None
 ) -> list[Example]:
-    """Up to `limit` examples of each benchmark, in the order of the run.
+    """Up to `limit` examples of each benchmark, in the order of the run; without film strips if `data_root` is None.
 
-    Args:
-        run: whose items are shown.
-        other: the run that it is compared with; of a benchmark that both have, the items are the same.
-        limit: of each benchmark.
-        data_root: folder that the items' paths are relative to; None leaves the film strips out.
+    Of a benchmark that the run and the other one both have, the items are the same.
     """
     settings = run.manifest.identity.settings
     roots = [] if data_root is None else [data_root]
@@ -123,10 +119,10 @@ def choose(examples: Sequence[Example], limit: int) -> list[Example]:
     Nothing is drawn at random: the first item of every category and kind comes before the second of any.
     """
 
-    def kind(example: Example) -> tuple[Outcome, Change | None]:
+    def kind(example: Example) -> Hashable:
         return example.outcome, example.change
 
-    def category(example: Example) -> tuple[Hashable, str | None]:
+    def category(example: Example) -> Hashable:
         item = example.prediction
         fields = next(iter(BENCHMARKS[item.benchmark].breakdowns.values()), ())
         return kind(example), next((item.categories[field] for field in fields if field in item.categories), None)
@@ -161,7 +157,6 @@ def _strip(
     shown = film_strip(
         clip.frames,
         width=STRIP_WIDTH,
-        max_frames=STRIP_FRAMES,
         seconds_per_frame=1 / clip.sample_fps if clip.is_video and clip.sample_fps else None,
     )
     buffer = io.BytesIO()
@@ -169,7 +164,7 @@ def _strip(
     if not clip.is_video:
         return buffer.getvalue(), prediction.path
     frames = len(clip.frames)
-    note = f"{prediction.path}, {min(frames, STRIP_FRAMES)} of the {frames} frames that the model saw"
+    note = f"{prediction.path}, {min(frames, MAX_FRAMES)} of the {frames} frames that the model saw"
     if prediction.start is not None or prediction.end is not None:
         end = "its end" if prediction.end is None else f"{prediction.end:g} s"
         note += f"; between {prediction.start or 0:g} s and {end} of the video, times counted from there"

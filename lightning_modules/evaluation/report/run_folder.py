@@ -57,11 +57,7 @@ class EvaluationRun:
     def without_folders(self, text: str, *roots: Path) -> str:
         """`text` with paths below the data root, and those of the data files, as they are known in the benchmark.
 
-        A report goes to others, and equal runs on two machines give equal reports.
-
-        Args:
-            text: such as the reason of a failure.
-            roots: further data roots.
+        A report goes to others, and equal runs on two machines give equal reports. `roots` are further data roots.
         """
         paths = self.manifest.paths
         for file in map(Path, paths.files.values()):

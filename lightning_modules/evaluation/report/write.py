@@ -34,21 +34,22 @@ class ReportFiles:
 
 
 def write_report(
-    folder: str | Path,
-    *,
-    compare: str | Path | None = None,
-    output: str | Path | None = None,
+    run: str,
+    compare: str | None = None,
+    output: str | None = None,
     examples: int = EXAMPLES,
-    data_root: str | Path | None = None,
+    data_root: str | None = None,
 ) -> ReportFiles:
-    """Write `report.md` and `report.html`; equal predictions, manifests and media give equal bytes.
+    """Write report.md and report.html of a benchmark run, without a model.
+
+    Equal predictions, manifests and media give equal bytes.
 
     Args:
-        folder: of a finished run.
-        compare: folder of another run on the same items.
-        output: folder of the two files, made where it does not exist; None takes the run's.
-        examples: at most so many of each benchmark.
-        data_root: where the media lie; None takes the folder that the manifest names.
+        run: folder of a finished validate or test run on benchmarks.
+        compare: folder of another run on the same items; the report then tells how sure their difference is.
+        output: folder of the two files; default: the run's.
+        examples: how many examples of each benchmark the page shows.
+        data_root: where the videos lie; default: the folder that the run's manifest names.
 
     Raises:
         UserError: a folder is not that of a finished run or its files do not belong together, the runs hold different
@@ -56,19 +57,19 @@ def write_report(
     """
     if examples < 0:
         raise UserError(f"examples is {examples}; give 0 for none, or how many of each benchmark are shown.")
-    run = load_run(folder)
+    this = load_run(run)
     other = None if compare is None else load_run(compare)
-    shown = make_examples(run, other, limit=examples, data_root=_data_root(run, data_root)) if examples else []
+    shown = make_examples(this, other, limit=examples, data_root=_data_root(this, data_root)) if examples else []
     sections = [
-        *score_sections(run),
-        *([comparison_section(run, other)] if other else []),
-        *(benchmark_section(run, benchmark) for benchmark in run.predictions),
-        failures_section(run),
-        settings_section(run),
+        *score_sections(this),
+        *([comparison_section(this, other)] if other else []),
+        *(benchmark_section(this, benchmark) for benchmark in this.predictions),
+        failures_section(this),
+        settings_section(this),
     ]
     page_sections = [*sections[:-1], EXAMPLES_SECTION, sections[-1]] if shown else sections
-    title, lead = f"Benchmark report: {run.label}", _lead(run)
-    target = Path(folder if output is None else output)
+    title, lead = f"Benchmark report: {this.label}", _lead(this)
+    target = Path(run if output is None else output)
     target.mkdir(parents=True, exist_ok=True)
     files = ReportFiles(
         markdown=target / "report.md",
@@ -92,7 +93,7 @@ def _lead(run: EvaluationRun) -> str:
     )
 
 
-def _data_root(run: EvaluationRun, given: str | Path | None) -> Path:
+def _data_root(run: EvaluationRun, given: str | None) -> Path:
     root = Path(run.manifest.paths.data_root if given is None else given)
     if not root.is_dir():
         raise UserError(

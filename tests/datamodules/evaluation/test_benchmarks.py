@@ -42,7 +42,7 @@ def test_sizes_are_those_of_the_benchmarks():
         "videomme": 900 * 3,
     }.items()
     assert len(MVBENCH_TASKS) == 20
-    assert len({subject for subjects in DISCIPLINES.values() for subject in subjects}) == 30
+    assert len(DISCIPLINES) == 30
 
 
 def test_five_tasks_of_mvbench_carry_times():

@@ -7,7 +7,7 @@ import pytest
 from datamodules.evaluation.benchmarks import BENCHMARKS
 from rewards.errors import UserError
 from rewards.evaluation.metrics import Mean, aggregate
-from rewards.evaluation.predictions import Prediction, grade, prediction_from, read_predictions, scored_items
+from rewards.evaluation.predictions import Prediction, grade, read_predictions, scored_items
 
 FAILURE = "data.json:2 (problem_id 7): media file clip.mp4 does not exist."
 
@@ -114,8 +114,3 @@ def test_failed_items_stay_in_the_denominator_report_and_ungraded_ones_in_none()
 def test_a_rule_that_was_not_scored_is_an_error():
     with pytest.raises(ValueError, match="no score under 'official'; the run scored 'videorft'"):
         scored_items([prediction(scores={"videorft": 1.0})], "official")
-
-
-def test_rows_come_back_equal():
-    row = prediction(scores={"official": 0.5})
-    assert prediction_from(json.loads(row.to_line())) == row
