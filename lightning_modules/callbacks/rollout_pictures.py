@@ -41,7 +41,7 @@ class RolloutPictures(Callback):
         self.groups_per_step = groups_per_step
         self._period: int | None = None
         self._known: RolloutSample | None = None
-        self._validated: list[tuple[RolloutSample, int]] = []
+        self._validated = 0
         self._checked = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -54,43 +54,29 @@ class RolloutPictures(Callback):
         elif not hasattr(pl_module, "last_rollouts"):
             rank_zero_warn(f"RolloutPictures draws nothing: {type(pl_module).__name__} has no `last_rollouts`.")
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         sample = latest_rollouts(pl_module)
         # A batch may hold several optimizer steps, so the count can jump over a multiple of the interval.
         period = trainer.global_step // self.every_n_steps
         if sample is None or period == self._period:
             return
         self._period = period
-        rows = [(sample, row) for row in range(min(len(sample.groups), self.groups_per_step))]
-        _draw(trainer, "train/rollouts", rows)
+        _draw(trainer, "train/rollouts", sample, 0, self.groups_per_step)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._validated = []
+        self._validated = 0
+        # The rollouts that training left behind are not validation's.
         self._known = latest_rollouts(pl_module)
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         sample = latest_rollouts(pl_module)
-        # The rollouts that training left behind are not validation's.
-        if sample is None or sample is self._known:
+        if sample is None or sample is self._known or trainer.sanity_checking:
             return
         self._known = sample
-        room = self.groups_per_step - len(self._validated)
-        self._validated += [(sample, row) for row in range(min(len(sample.groups), room))]
+        _draw(trainer, "val/rollouts", sample, self._validated, self.groups_per_step - self._validated)
+        self._validated += len(sample.groups)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.sanity_checking:
-            _draw(trainer, "val/rollouts", self._validated)
-        self._validated = []
         self._known = None
 
 
@@ -130,13 +116,13 @@ def _writers(trainer: pl.Trainer) -> list[TensorBoardLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def _draw(trainer: pl.Trainer, tag: str, rows: list[tuple[RolloutSample, int]]) -> None:
+def _draw(trainer: pl.Trainer, tag: str, sample: RolloutSample, first: int, room: int) -> None:
+    """Draw the sample's groups, at most `room` of them, under numbers from `first` on."""
     writers = _writers(trainer)
     if not writers or not trainer.is_global_zero:
         return
-    for place, (sample, row) in enumerate(rows):
-        picture = rollout_picture(sample, row)
-        text = rollout_markdown(sample, row)
+    for row in range(min(len(sample.groups), room)):
+        name, picture, text = f"{tag}/{first + row}", rollout_picture(sample, row), rollout_markdown(sample, row)
         for logger in writers:
-            logger.experiment.add_image(f"{tag}/{place}", picture, global_step=trainer.global_step)
-            logger.experiment.add_text(f"{tag}/{place}", text, global_step=trainer.global_step)
+            logger.experiment.add_image(name, picture, global_step=trainer.global_step)
+            logger.experiment.add_text(name, text, global_step=trainer.global_step)

@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
 import lightning.pytorch as pl
@@ -99,14 +99,10 @@ class Watchdog(Callback):
     ) -> None:
         self._enter("training step", step=trainer.global_step + 1, records=records_of(batch))
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self._enter("waiting for the next batch", step=trainer.global_step + 1)
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, *_: Any) -> None:
         self._enter("checkpoint, then waiting for the next batch")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -137,15 +133,9 @@ class Watchdog(Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._stop()
 
-    def _enter(self, phase: str, step: int | None = None, records: tuple[str, ...] | None = None) -> None:
-        """Note a sign of life."""
-        last = self._progress
-        self._progress = Progress(
-            phase=phase,
-            step=last.step if step is None else step,
-            records=last.records if records is None else records,
-            since=time.monotonic(),
-        )
+    def _enter(self, phase: str, **changed: Any) -> None:
+        """Note a sign of life; `changed` are further fields of `Progress`."""
+        self._progress = replace(self._progress, phase=phase, since=time.monotonic(), **changed)
         faulthandler.dump_traceback_later(self.seconds + LEAVING_SECONDS, exit=True, file=_stderr())
 
     def _place(self) -> str:

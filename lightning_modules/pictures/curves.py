@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,14 +16,10 @@ if TYPE_CHECKING:
 Curve = list[tuple[int, float]]
 
 SFT_LOSS, REWARD, ACCURACY = "train/loss", "train/reward/mean", "val/accuracy"
-_REWARD_PREFIX, _REWARD_SUFFIX = "train/reward/", "/mean"
 
 
 def read_scalars(log_dir: Path) -> dict[str, Curve]:
-    """All scalars of one run: tag -> [(step, value), ...] in the order written.
-
-    Args:
-        log_dir: the folder with the event files, such as `lightning_logs/version_0`.
+    """All scalars in a folder of event files, such as `lightning_logs/version_0`: tag -> [(step, value), ...].
 
     Raises:
         UserError: there are no event files in `log_dir`.
@@ -44,9 +41,8 @@ def plot_curves(sft_dir: Path, grpo_dir: Path, output: Path, chance: float) -> N
     """Draws SFT loss, GRPO rewards and validation accuracy side by side.
 
     Args:
-        sft_dir: run folder of supervised fine-tuning; needs `train/loss` and `val/accuracy`.
-        grpo_dir: run folder of GRPO; needs `train/reward/mean` and `val/accuracy`; every `train/reward/NAME/mean` is
-            drawn too.
+        sft_dir: event files with `train/loss` and `val/accuracy`.
+        grpo_dir: event files with `train/reward/mean` and `val/accuracy`; every `train/reward/NAME/mean` is drawn too.
         output: picture to write; its suffix chooses the format (.png, .svg, .pdf).
         chance: accuracy of guessing, drawn as a line, in [0, 1].
 
@@ -58,7 +54,6 @@ def plot_curves(sft_dir: Path, grpo_dir: Path, output: Path, chance: float) -> N
     sft, grpo = read_scalars(sft_dir), read_scalars(grpo_dir)
     loss, sft_accuracy = _curve(sft, SFT_LOSS, sft_dir), _curve(sft, ACCURACY, sft_dir)
     reward, grpo_accuracy = _curve(grpo, REWARD, grpo_dir), _curve(grpo, ACCURACY, grpo_dir)
-
     with saved_figure(output, width=15, height=4.4) as figure:
         loss_axes, reward_axes, accuracy_axes = figure.subplots(1, 3)
         _draw_loss(loss_axes, loss)
@@ -74,12 +69,8 @@ def _curve(scalars: dict[str, Curve], tag: str, log_dir: Path) -> Curve:
 
 def _components(scalars: dict[str, Curve]) -> dict[str, Curve]:
     """Reward name -> curve, from the tags `train/reward/NAME/mean`."""
-    names = {
-        tag: tag.removeprefix(_REWARD_PREFIX).removesuffix(_REWARD_SUFFIX)
-        for tag in scalars
-        if tag.startswith(_REWARD_PREFIX) and tag.endswith(_REWARD_SUFFIX) and tag != REWARD
-    }
-    return {name: scalars[tag] for tag, name in sorted(names.items())}
+    matches = map(re.compile("train/reward/(.+)/mean").fullmatch, sorted(scalars))
+    return {match[1]: scalars[match[0]] for match in matches if match}
 
 
 def _draw_loss(axes: Axes, loss: Curve) -> None:
@@ -121,5 +112,5 @@ def _draw_smoothed(axes: Axes, curve: Curve, color: str, label: str, width: floa
 def _moving_average(values: Sequence[float], window: int) -> list[float]:
     """Mean over the values at most `window // 2` places away from each one."""
     reach = window // 2
-    neighbors = [values[max(place - reach, 0) : place + reach + 1] for place in range(len(values))]
+    neighbors = (values[max(place - reach, 0) : place + reach + 1] for place in range(len(values)))
     return [sum(near) / len(near) for near in neighbors]

@@ -26,8 +26,7 @@ def series_colors(count: int) -> list[str]:
 def saved_figure(output: Path, *, width: float, height: float) -> Iterator[Figure]:
     """A figure of `width` x `height` inches to draw into, saved when the block ends.
 
-    Args:
-        output: picture to write or replace; its suffix chooses the format (.png, .svg, .pdf).
+    The suffix of `output` chooses the format (.png, .svg, .pdf).
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine

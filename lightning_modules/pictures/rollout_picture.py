@@ -39,13 +39,7 @@ Line = list[Words]
 def rollout_picture(sample: RolloutSample, number: int, *, width: int = 960) -> Tensor:
     """Group `number` of a sample on a page: frames, question, gold answer, all rewards, best and worst completion.
 
-    Args:
-        sample: scored groups.
-        number: which of its groups.
-        width: of the picture, in pixels.
-
-    Returns:
-        uint8 [3, height, width], what TensorBoard's `add_image` takes.
+    uint8 [3, height, width] in pixels, what TensorBoard's `add_image` takes.
     """
     prompt, blocks = sample.groups[number].prompt, []
     if prompt.frames is not None:

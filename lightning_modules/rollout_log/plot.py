@@ -16,12 +16,7 @@ BARS, BAR_LABELS = "#c3c9d4", "#737b8c"
 
 
 def plot_rollouts(summary: RolloutSummary, output: Path) -> None:
-    """Draw a summary in one figure of three panels.
-
-    Args:
-        summary: what `summarize_rollouts` found.
-        output: picture to write or replace; its suffix chooses the format (.png, .svg, .pdf).
-    """
+    """Draw a summary in one figure of three panels; the suffix of `output` chooses the format (.png, .svg, .pdf)."""
     colors = [INK, *series_colors(len(summary.names))]
     with saved_figure(output, width=16, height=4.8) as figure:
         steps, lengths, types = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.text_table import text_table
-from lightning_modules.rollout_log.stored_numbers import Means, StoredNumbers, read_numbers
+from lightning_modules.rollout_log.stored_rows import Means, StoredNumbers, read_numbers
 from rewards.suite import TOTAL
 
 LENGTH_BINS = 12
@@ -74,11 +74,9 @@ class RolloutSummary:
         return "\n".join(lines)
 
     def _type_rows(self) -> list[tuple[str, ...]]:
-        means = list(self.types.items())
-        if len(means) > 1:
-            means.append(("all", self.total))
+        means = {**self.types, "all": self.total} if len(self.types) > 1 else self.types
         rows = [("problem type", "completions", "groups", "no variance", "truncated", "tokens", *self.score_names)]
-        for name, kind in means:
+        for name, kind in means.items():
             counts = (f"{kind.count:,}", f"{kind.groups:,}", f"{kind.flat:.1%}", f"{kind.truncated:.1%}")
             rows.append((name, *counts, f"{kind.tokens:.1f}", *_scores(kind)))
         return rows
