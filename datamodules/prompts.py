@@ -31,7 +31,6 @@ DEFAULT_TYPE_SENTENCES: Mapping[str, str] = {
     ProblemType.FREE_FORM: "The final answer is a short text in your own words.",
     ProblemType.REGRESSION: "The final answer is your best estimate as a single number in digits, without a unit.",
 }
-QUESTION_FIELDS = ("problem", "options")
 
 
 class PromptTemplate:
@@ -145,19 +144,19 @@ def _contains_options(problem: str, options: tuple[str, ...]) -> bool:
 
 def _checked_fields(question: str) -> frozenset[str]:
     try:
-        parsed = [(name, spec, conversion) for _, name, spec, conversion in Formatter().parse(question)]
+        fields = [parsed[1:] for parsed in Formatter().parse(question) if parsed[1] is not None]
     except ValueError as error:
         fault = f"is not a format string ({error})"
     else:
-        fields = frozenset(name for name, _, _ in parsed if name is not None)
-        if unknown := sorted(fields.difference(QUESTION_FIELDS)):
+        names = frozenset(name for name, _, _ in fields)
+        if unknown := sorted(names - {"problem", "options"}):
             fault = "has the unknown field " + ", ".join(f"{{{name}}}" for name in unknown)
-        elif any(spec or conversion for _, spec, conversion in parsed):
+        elif any(spec or conversion for _, spec, conversion in fields):
             fault = "formats a field"
-        elif "problem" not in fields:
+        elif "problem" not in names:
             fault = "lacks {problem}"
         else:
-            return fields
+            return names
     raise UserError(
         f"The prompt template's question {question!r} {fault}; allowed fields are {{problem}} and {{options}}, "
         "{problem} is needed, and a literal brace is doubled."

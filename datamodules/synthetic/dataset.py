@@ -18,7 +18,6 @@ import numpy as np
 
 from datamodules.synthetic.generated_folder import publish_folder
 from datamodules.synthetic.scene import COLORS, FRAMES, SIZE, Flash, Scene, Shape, render, write_clip
-from rewards.errors import UserError
 from rewards.types import DataType, ProblemType
 
 Task = Literal["order", "count"]
@@ -48,24 +47,10 @@ class Question:
     scene: Scene
 
 
-@dataclass(frozen=True, kw_only=True)
-class SyntheticDataset:
-    """Where `write_dataset` put its files."""
-
-    data_root: Path
-    """Folder that the records' `path` fields are relative to."""
-    sft: Path
-    rl: Path
-    eval: Path
-
-
 def questions(rng: np.random.Generator, count: int, *, teacher_error: float = 0.0) -> Iterator[Question]:
     """Draw `count` questions, the two tasks in turn.
 
-    Args:
-        rng: source of all randomness.
-        count: number of questions.
-        teacher_error: probability that the teacher errs on a question that is prone to its errors.
+    `teacher_error` is the probability that the teacher errs on a question that is prone to its errors.
     """
     for index in range(count):
         yield (_order_question if index % 2 == 0 else _count_question)(rng, teacher_error)
@@ -80,7 +65,7 @@ def write_dataset(
     eval_clips: int = 192,
     teacher_error: float = 0.7,
     progress: bool = True,
-) -> SyntheticDataset:
+) -> None:
     """Write the demo's three splits: `clips/*.mp4`, `sft.jsonl`, `rl.jsonl`, `eval.jsonl`.
 
     The folder appears complete or not at all. A folder written with the same arguments is kept as it is; one
@@ -92,18 +77,13 @@ def write_dataset(
         sft_clips: records for supervised fine-tuning, with the imperfect teacher's chain of thought.
         rl_clips: records for GRPO, right answers only.
         eval_clips: held-out records, right answers only.
-        teacher_error: probability, 0 to 1, that the teacher errs on a question that is prone to its errors.
+        teacher_error: as in `questions`.
         progress: show a progress bar.
 
     Raises:
-        UserError: an argument is out of range, or `output` holds files that were not generated here.
+        UserError: `output` holds files that were not generated here.
     """
     counts = {"sft": sft_clips, "rl": rl_clips, "eval": eval_clips}
-    for split, count in counts.items():
-        if count < 0:
-            raise UserError(f"{split}_clips is {count}; it must be 0 or more.")
-    if not 0 <= teacher_error <= 1:
-        raise UserError(f"teacher_error is {teacher_error}; a probability lies between 0 and 1.")
 
     def build(folder: Path) -> None:
         from tqdm import tqdm
@@ -122,7 +102,6 @@ def write_dataset(
 
     arguments = {"dataset": "demo", "seed": seed, "teacher_error": teacher_error, **counts}
     publish_folder(output, arguments=arguments, build=build)
-    return SyntheticDataset(data_root=output, **{split: output / f"{split}.jsonl" for split in counts})
 
 
 def corpus(seed: int = 0) -> Iterator[str]:

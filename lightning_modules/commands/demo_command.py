@@ -9,13 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datamodules.text_table import text_table
 from datamodules.whole_files import write_whole
-
-if TYPE_CHECKING:
-    from datamodules.synthetic.dataset import SyntheticDataset
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "demo"
 TEACHER_ERROR = 0.6
@@ -49,12 +46,7 @@ class DemoSummary(Accuracies):
 
 
 def demo_command(arguments: Sequence[str], *, run: RunCommand) -> None:
-    """Train the tiny model on generated clips: SFT, GRPO, validation, table, curves.
-
-    Args:
-        arguments: the command line, the command's own name first.
-        run: executes the command line of fit or validate.
-    """
+    """Train the tiny model on generated clips: SFT, GRPO, validation, table, curves."""
     from jsonargparse import auto_cli
 
     def demo(output: str = "runs/demo", seed: int = 0) -> None:
@@ -88,15 +80,15 @@ class _Demo:
         with self._stage("model", "Building a Qwen2.5-VL of half a million parameters"):
             write_tiny_model(self.output / "tiny_model", seed=self.seed)
         with self._stage("data", "Drawing clips with questions"):
-            data = write_dataset(self.output / "data", seed=self.seed, teacher_error=TEACHER_ERROR)
+            write_dataset(self.output / "data", seed=self.seed, teacher_error=TEACHER_ERROR)
         with self._stage("sft", "Fine-tuning on the chains of thought of an imperfect teacher"):
-            self._fit("sft", self.output / "tiny_model", data.sft, data)
+            self._fit("sft", self.output / "tiny_model", "sft.jsonl")
         with self._stage("validation", "Asking the fine-tuned model held-out questions"):
-            after_sft = self._validate("sft", data)
+            after_sft = self._validate("sft")
         with self._stage("grpo", "GRPO: only right answers are rewarded"):
-            self._fit("grpo", self.output / "sft" / "model", data.rl, data)
+            self._fit("grpo", self.output / "sft" / "model", "rl.jsonl")
         with self._stage("validation", "Asking the trained model the same questions"):
-            after_grpo = self._validate("grpo", data)
+            after_grpo = self._validate("grpo")
         self.seconds["total"] = time.perf_counter() - started
 
         summary = _summary(after_sft, after_grpo, self.seconds, self.seed)
@@ -105,35 +97,32 @@ class _Demo:
         plot_curves(sft_logs, grpo_logs, self.output / "curves.png", chance=summary.chance)
         print(_rendered(summary, after_sft, after_grpo, self.output))
 
-    def _fit(self, stage: str, model: Path, train_file: Path, data: SyntheticDataset) -> None:
-        folder = self.output / stage
-        files, logs = f"--data.init_args.train_files=[{train_file}]", f"--trainer.logger.init_args.save_dir={folder}"
-        self._lightning("fit", CONFIGS / f"{stage}.yaml", folder, model, data, files, logs)
+    def _fit(self, stage: str, model: Path, train_file: str) -> None:
+        files = f"--data.init_args.train_files=[{self.output / 'data' / train_file}]"
+        logs = f"--trainer.logger.init_args.save_dir={self.output / stage}"
+        self._lightning("fit", f"{stage}.yaml", stage, model, files, logs)
 
-    def _validate(self, stage: str, data: SyntheticDataset) -> Answers:
-        folder = self.output / stage
-        predictions = folder / "predictions.jsonl"
+    def _validate(self, stage: str) -> Answers:
+        predictions = self.output / stage / "predictions.jsonl"
         writer = {
             "class_path": "lightning_modules.callbacks.PredictionWriter",
             "init_args": {"output": str(predictions)},
         }
         callbacks = f"--trainer.callbacks={json.dumps([writer])}"
-        self._lightning("validate", CONFIGS / "validate.yaml", folder, folder / "model", data, callbacks)
+        self._lightning("validate", "validate.yaml", stage, self.output / stage / "model", callbacks)
         with predictions.open(encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
 
-    def _lightning(
-        self, command: str, config: Path, folder: Path, model: Path, data: SyntheticDataset, *options: str
-    ) -> None:
+    def _lightning(self, command: str, config: str, stage: str, model: Path, *options: str) -> None:
         self.run(
             [
                 command,
-                f"--config={config}",
+                f"--config={CONFIGS / config}",
                 f"--seed_everything={self.seed}",
                 f"--model.init_args.model_name_or_path={model}",
-                f"--data.init_args.data_root={data.data_root}",
-                f"--data.init_args.val_files=[{data.eval}]",
-                f"--trainer.default_root_dir={folder}",
+                f"--data.init_args.data_root={self.output / 'data'}",
+                f"--data.init_args.val_files=[{self.output / 'data' / 'eval.jsonl'}]",
+                f"--trainer.default_root_dir={self.output / stage}",
                 *options,
             ]
         )

@@ -66,21 +66,11 @@ def _saved_config(checkpoint: Path) -> str:
 
 
 def export_command(arguments: Sequence[str], *, parse: ParseRun) -> None:
-    """Make a Hugging Face folder of a checkpoint.
-
-    Args:
-        arguments: the command line, the command's own name first.
-        parse: reads the options of a run.
-    """
+    """Make a Hugging Face folder of a checkpoint."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog="cli.py export", description=summary_of(export))
-    parser.add_argument(
-        "-c",
-        "--config",
-        action="append",
-        metavar="YAML",
-        help="YAML file of the run; repeatable; default: the config.yaml that the run left beside its checkpoints",
-    )
+    config = "YAML file of the run; repeatable; default: the config.yaml that the run left beside its checkpoints"
+    parser.add_argument("-c", "--config", action="append", metavar="YAML", help=config)
     parser.add_function_arguments(export, skip={"parse", "config"}, as_group=False, as_positional=False)
     export(parse, **parser.parse_args(list(arguments[1:])))

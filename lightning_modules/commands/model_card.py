@@ -18,7 +18,7 @@ def model_card(
     """Markdown with the front matter that the Hugging Face Hub reads.
 
     Args:
-        run: the configuration of the run.
+        run: its configuration.
         module: built from it.
         checkpoint: which was exported.
         step: optimizer steps that the checkpoint contains.

@@ -18,7 +18,9 @@ SMALL = {"seed": 3, "sft_clips": 6, "rl_clips": 4, "eval_clips": 4, "progress": 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("synthetic") / "data", **SMALL)
+    root = tmp_path_factory.mktemp("synthetic") / "data"
+    write_dataset(root, **SMALL)
+    return root
 
 
 def read(path):
@@ -111,13 +113,13 @@ def test_teacher_error_is_the_fraction_of_errors_among_prone_questions():
 
 
 def test_records_have_the_published_fields(small):
-    sft, rl, held_out = read(small.sft), read(small.rl), read(small.eval)
+    sft, rl, held_out = (read(small / f"{split}.jsonl") for split in ("sft", "rl", "eval"))
     assert [len(sft), len(rl), len(held_out)] == [6, 4, 4]
     assert all(record["process"].startswith("<think>") for record in sft)
     assert not any("process" in record for record in rl + held_out)
     for record in sft + rl + held_out:
         assert record["data_type"] == "video" and record["num_choices"] == 4
-        assert (small.data_root / record["path"]).is_file()
+        assert (small / record["path"]).is_file()
         if record["task"] == "order":
             assert record["problem_type"] == "multiple choice"
             assert record["options"] == ["A. red", "B. green", "C. blue", "D. yellow"]
@@ -127,8 +129,8 @@ def test_records_have_the_published_fields(small):
 
 
 def test_clips_are_h264_at_eight_frames_per_second_with_the_colors_intact(small):
-    record = read(small.rl)[0]
-    frames, rate, codec = decode(small.data_root / record["path"])
+    record = read(small / "rl.jsonl")[0]
+    frames, rate, codec = decode(small / record["path"])
     assert (frames.shape, rate, codec) == ((16, 56, 56, 3), 8, "h264")
     # The first RL scene is also the first of its random stream.
     scene = next(questions(np.random.default_rng([SMALL["seed"], 1]), 1)).scene
@@ -146,28 +148,29 @@ def test_splits_share_no_scene():
 
 def test_same_arguments_keep_the_folder_and_other_arguments_replace_it(tmp_path):
     root = tmp_path / "data"
-    first = write_dataset(root, **SMALL)
+    write_dataset(root, **SMALL)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(root.rglob("*.*"))}
     write_dataset(root, **SMALL)
     assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(root.rglob("*.*"))}
 
     write_dataset(root, **SMALL | {"seed": 4, "sft_clips": 2})
-    assert len(read(first.sft)) == 2
+    assert len(read(root / "sft.jsonl")) == 2
     assert len(list((root / "clips").iterdir())) == 2 + 4 + 4
     assert list(tmp_path.iterdir()) == [root]
 
 
 def test_same_seed_gives_the_same_files(small, tmp_path):
-    again = write_dataset(tmp_path / "again", **SMALL)
-    for path in small.data_root.rglob("*.*"):
-        assert (again.data_root / path.relative_to(small.data_root)).read_bytes() == path.read_bytes()
+    again = tmp_path / "again"
+    write_dataset(again, **SMALL)
+    for path in small.rglob("*.*"):
+        assert (again / path.relative_to(small)).read_bytes() == path.read_bytes()
 
 
 def test_an_incomplete_folder_is_rebuilt(tmp_path):
-    dataset = write_dataset(tmp_path / "data", **SMALL)
-    dataset.rl.unlink()
     write_dataset(tmp_path / "data", **SMALL)
-    assert len(read(dataset.rl)) == 4
+    (tmp_path / "data" / "rl.jsonl").unlink()
+    write_dataset(tmp_path / "data", **SMALL)
+    assert len(read(tmp_path / "data" / "rl.jsonl")) == 4
 
 
 def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -188,16 +191,6 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path, name):
     with pytest.raises(ValueError, match=f"not generated here \\({name}\\)"):
         write_dataset(tmp_path / "data", **SMALL)
     assert foreign.read_text() == '{"mine": true}'
-
-
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [({"rl_clips": -1}, "rl_clips is -1"), ({"teacher_error": 1.5}, "teacher_error is 1.5")],
-)
-def test_arguments_out_of_range_are_named(tmp_path, argument, message):
-    with pytest.raises(ValueError, match=message):
-        write_dataset(tmp_path / "data", **SMALL | argument)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_mixed_records_cover_every_kind_of_media_and_problem(tmp_path):
