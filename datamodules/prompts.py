@@ -31,6 +31,7 @@ DEFAULT_TYPE_SENTENCES: Mapping[str, str] = {
     ProblemType.FREE_FORM: "The final answer is a short text in your own words.",
     ProblemType.REGRESSION: "The final answer is your best estimate as a single number in digits, without a unit.",
 }
+QUESTION_FIELDS = ("problem", "options")
 
 
 class PromptTemplate:
@@ -144,19 +145,19 @@ def _contains_options(problem: str, options: tuple[str, ...]) -> bool:
 
 def _checked_fields(question: str) -> frozenset[str]:
     try:
-        fields = [parsed[1:] for parsed in Formatter().parse(question) if parsed[1] is not None]
+        parsed = [(name, spec, conversion) for _, name, spec, conversion in Formatter().parse(question)]
     except ValueError as error:
         fault = f"is not a format string ({error})"
     else:
-        names = frozenset(name for name, _, _ in fields)
-        if unknown := sorted(names - {"problem", "options"}):
+        fields = frozenset(name for name, _, _ in parsed if name is not None)
+        if unknown := sorted(fields.difference(QUESTION_FIELDS)):
             fault = "has the unknown field " + ", ".join(f"{{{name}}}" for name in unknown)
-        elif any(spec or conversion for _, spec, conversion in fields):
+        elif any(spec or conversion for _, spec, conversion in parsed):
             fault = "formats a field"
-        elif "problem" not in names:
+        elif "problem" not in fields:
             fault = "lacks {problem}"
         else:
-            return names
+            return fields
     raise UserError(
         f"The prompt template's question {question!r} {fault}; allowed fields are {{problem}} and {{options}}, "
         "{problem} is needed, and a literal brace is doubled."

@@ -54,7 +54,7 @@ class RolloutPictures(Callback):
         elif not hasattr(pl_module, "last_rollouts"):
             rank_zero_warn(f"RolloutPictures draws nothing: {type(pl_module).__name__} has no `last_rollouts`.")
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         sample = latest_rollouts(pl_module)
         # A batch may hold several optimizer steps, so the count can jump over a multiple of the interval.
         period = trainer.global_step // self.every_n_steps

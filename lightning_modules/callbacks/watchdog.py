@@ -99,10 +99,10 @@ class Watchdog(Callback):
     ) -> None:
         self._enter("training step", step=trainer.global_step + 1, records=records_of(batch))
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         self._enter("waiting for the next batch", step=trainer.global_step + 1)
 
-    def on_save_checkpoint(self, *_: Any) -> None:
+    def on_save_checkpoint(self, *_: Any, **__: Any) -> None:
         self._enter("checkpoint, then waiting for the next batch")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
