@@ -159,16 +159,7 @@ CHECKS: dict[str, Callable[..., None]] = {
 
 
 def check_command(arguments: Sequence[str], *, parse: ParseRun) -> None:
-<<<<<<< HEAD
-    """Look at data, rewards or memory before training, or at a batch that a run stored.
-
-    Args:
-        arguments: the command line, the command's own name first.
-        parse: reads the options of a run.
-    """
-=======
     """Look at data, rewards or memory before training, or at a batch that a run stored."""
->>>>>>> cf1e5ca (Demo and commands: what only they can set is no option)
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog="cli.py check", description=summary_of(check_command))
