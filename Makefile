@@ -43,9 +43,10 @@ test-vllm:  ## Run the vLLM tests with VLLM_PYTHON, the interpreter of an enviro
 	  "make test-vllm VLLM_PYTHON=/path/to/vllm-env/bin/python" >&2; exit 2; }
 	$(VLLM_PYTHON) -m pytest -m vllm
 
-lint: $(DEV)  ## Check style, format and file sizes
+lint: $(DEV)  ## Check style, format, types and file sizes
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m basedpyright --pythonpath $(PYTHON)
 	$(PYTHON) .ci/large_files.py
 
 format: $(DEV)  ## Fix style and format in place
