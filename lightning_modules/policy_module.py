@@ -158,7 +158,8 @@ class PolicyModule(L.LightningModule):
         # Lightning forgets to count the epoch that begins after a resume from the end of the one before. Its next
         # checkpoint would name the wrong epoch, and a resume from that one would repeat a batch.
         epochs = self.trainer.fit_loop.epoch_progress
-        if epochs.current.ready == epochs.current.processed:
+        # Lightning declares a base class of the tracker that is there.
+        if epochs.current.ready == epochs.current.processed:  # pyright: ignore[reportAttributeAccessIssue]
             epochs.increment_ready()
             epochs.increment_started()
         self.timer.begin_step()

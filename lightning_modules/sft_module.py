@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -65,10 +65,11 @@ class SFTModule(PolicyModule):
             optimizer.zero_grad()  # to none at all: the optimizer then leaves weights and its own state as they are
 
     def on_train_batch_end(self, outputs: Any, batch: SFTBatch, batch_idx: int) -> None:
-        self._seconds.update(self.timer.end_step(rest="update"))
+        for phase, value in self.timer.end_step(rest="update").items():
+            self._seconds[phase] += value
         if self._step is None:  # more micro-batches follow
             return
-        values, seconds = self._step, dict(self._seconds)
+        values, seconds = self._step, self._seconds
         self._begin_step()
         self.log("train/tokens_per_second", values.pop("tokens") / seconds["step"])
         loss = values.pop("train/loss")
@@ -81,7 +82,7 @@ class SFTModule(PolicyModule):
 
     def _begin_step(self) -> None:
         self._metrics = StepMetrics()
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
         """Wall time of the step's micro-batches so far, by phase."""
         self._step: dict[str, float] | None = None
         """What to log of the step that was just taken."""

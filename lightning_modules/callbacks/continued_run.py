@@ -54,7 +54,7 @@ class ContinuedRun(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and not is_fast_dev_run(trainer):
             for callback in _model_checkpoints(trainer):
-                remove_leftovers(Path(callback.dirpath))
+                remove_leftovers(_folder(callback))
         self._saved = False
         self._purged = False
 
@@ -98,6 +98,11 @@ def _model_checkpoints(trainer: pl.Trainer) -> list[ModelCheckpoint]:
     return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
 
 
+def _folder(callback: ModelCheckpoint) -> Path:
+    assert callback.dirpath is not None, "ModelCheckpoint sets it before training starts"
+    return Path(callback.dirpath)
+
+
 def _counted(trainer: pl.Trainer) -> dict[str, set[str]]:
     """Folder -> names of the checkpoints in it that a ModelCheckpoint keeps and will remove."""
     counted: dict[str, set[str]] = {}
@@ -105,7 +110,7 @@ def _counted(trainer: pl.Trainer) -> dict[str, set[str]]:
         paths = [callback.last_model_path]
         if callback.save_top_k > 0:  # -1 keeps all, and does not know which
             paths += [callback.best_model_path, *callback.best_k_models]
-        folder = str(Path(callback.dirpath).resolve())
+        folder = str(_folder(callback).resolve())
         names = {Path(path).name for path in paths if path and str(Path(path).resolve().parent) == folder}
         counted[folder] = counted.get(folder, set()) | names
     return counted
@@ -123,7 +128,8 @@ def _flush(trainer: pl.Trainer) -> None:
 
 def _purge(trainer: pl.Trainer) -> None:
     """Hide what was logged from the step on that comes next."""
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    # Generated from protocol buffers when it is imported, which a type checker cannot see.
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
     logger = _tensorboard(trainer)
     step = trainer.fit_loop.epoch_loop._batches_that_stepped  # what Lightning logs as the step

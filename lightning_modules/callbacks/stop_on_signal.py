@@ -96,7 +96,9 @@ class StopOnSignal(Callback):
         if self._phase is not _Phase.STOPPING or not isinstance(exception, SystemExit):
             self._phase = _Phase.OVER
             return
-        launched = isinstance(trainer.strategy.cluster_environment, LightningEnvironment) if _ranks(trainer) else False
+        launched = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
+        launched = launched and trainer.world_size > 1
+        assert self._signal is not None, "only a signal starts this phase"
         # Lightning kills the first process as soon as one that it launched has left with another status than 0.
         exception.code = 0 if launched and not trainer.is_global_zero else STATUS[self._signal]
         if trainer.is_global_zero:
@@ -130,7 +132,7 @@ class StopOnSignal(Callback):
             self._phase = _Phase.STOPPING
             self._pass_on(number)
             raise SystemExit(STATUS[number])
-        if first and self._trainer.is_global_zero:
+        if first and self._trainer is not None and self._trainer.is_global_zero:
             again = " Ctrl-C again ends it at once." if number == signal.SIGINT else ""
             what = "the training is over and completes its export" if self._phase is _Phase.FINISHING else "ending"
             _say(f"{signal.Signals(number).name}: {what}{'' if 'over' in what else ' the step in progress'}.{again}")
@@ -142,7 +144,7 @@ class StopOnSignal(Callback):
 
     def _pass_on(self, number: int) -> None:
         """Send a signal to the processes that this one launched."""
-        launcher = self._trainer.strategy.launcher
+        launcher = None if self._trainer is None else self._trainer.strategy.launcher
         if launcher is not None:
             launcher.kill(number)
 
@@ -152,6 +154,7 @@ class StopOnSignal(Callback):
         callbacks = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
         if callbacks:
             first = callbacks[0]
+            assert first.dirpath is not None, "ModelCheckpoint sets it before training starts"
             # So that a resumed ModelCheckpoint knows the file and replaces it.
             first.last_model_path = first.last_model_path or str(Path(first.dirpath) / "last.ckpt")
             self._checkpoint = Path(first.last_model_path)
@@ -160,11 +163,8 @@ class StopOnSignal(Callback):
         trainer.save_checkpoint(self._checkpoint)
 
 
-def _ranks(trainer: pl.Trainer) -> bool:
-    return trainer.world_size > 1
-
-
 def _say(message: str) -> None:
     """One write, so that lines of several ranks do not mix."""
-    sys.__stderr__.write(f"\n{message}\n")
-    sys.__stderr__.flush()
+    stream = sys.__stderr__ or sys.stderr
+    stream.write(f"\n{message}\n")
+    stream.flush()

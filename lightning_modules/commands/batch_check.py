@@ -16,6 +16,7 @@ from lightning_modules.functional.advantages import group_relative_advantages
 from lightning_modules.policy.export import load_trained, read_checkpoint, run_settings
 from lightning_modules.rollouts.scoring import reward_input
 from lightning_modules.training.last_checkpoint import last_checkpoint
+from lightning_modules.training.step_metrics import StepMetrics
 from lightning_modules.training.stored_batch import StoredBatch
 from rewards.errors import UserError
 from rewards.suite import NonFiniteScoreError
@@ -104,7 +105,8 @@ def replay_batch(run: RunConfig, file: Path, ckpt_path: Path | None) -> BatchRep
     from lightning_modules.training.precision import trainer_options
 
     stored, settings = StoredBatch.load(file), run.settings["trainer"].as_dict()
-    given = ckpt_path or last_checkpoint(settings)
+    newest = None if ckpt_path else last_checkpoint(settings)
+    given = ckpt_path if newest is None else newest.path
     if given is not None and not given.exists():
         raise UserError(f"--ckpt_path is {str(given)!r}, which does not exist (looked from {Path.cwd()}).")
     module = run.build("model")
@@ -180,7 +182,7 @@ def _rollout_losses(module: GRPOModule, stored: StoredBatch, advantages: Tensor,
         (micro,) = module.update.prepare(
             batch, [group], advantages[row : row + 1], mean_over_ranks=_alone, max_over_ranks=_alone
         )
-        yield (group.prompt.record.where,), module.update.compute_loss(micro)[0]
+        yield (group.prompt.record.where,), module.update.compute_loss(micro, StepMetrics())
 
 
 def _prompt_logits(module: PolicyModule, stored: StoredBatch, device: torch.device) -> Losses:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _processor(config: PretrainedConfig) -> SimpleNamespace:
+def _processor(config: PretrainedConfig) -> Any:
     """As much of a processor as training uses."""
     tokenizer = SimpleNamespace(
         pad_token_id=TEXT_TOKEN,
@@ -104,7 +104,7 @@ def _processor(config: PretrainedConfig) -> SimpleNamespace:
     return SimpleNamespace(tokenizer=tokenizer, image_processor=statistics)
 
 
-def _quantized(policy: Policy) -> set[nn.Parameter]:
+def _quantized(policy: Policy) -> set[Tensor]:
     """Weights of the language model's linear layers, adapters aside."""
     adapters = {parameter for _, parameter in adapter_parameters(policy.model)}
     decoder = policy.family.language_model(policy.model)

@@ -23,8 +23,6 @@ aten = torch.ops.aten
 class MemoryMeter(FakeTensorMode):
     """Adds up the storages of fake tensors by label. Fake tensors call it, so it need not be active as a mode."""
 
-    avoid_device_init = False  # all is on the CPU; the property of the base class looks for a GPU at every operation
-
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
         self.label: str | None = "other"
@@ -36,7 +34,12 @@ class MemoryMeter(FakeTensorMode):
         self._storages: dict[int, tuple[str | None, int]] = {}
         self._nested = False
 
-    def dispatch(self, func, types, args=(), kwargs=None) -> Any:
+    @property
+    def avoid_device_init(self) -> bool:
+        """No: all is on the CPU, and the base class would look for a GPU at every operation."""
+        return False
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The result of one operation; its new storages are counted."""
         if func is aten.nonzero.default:
             # Every fake is taken for true. Sampling asks which sequences go on, so none ends before its token limit.

@@ -126,12 +126,12 @@ def check_memory(
     for name, value in (("gpu_gib", gpu_gib), ("text_tokens", text_tokens), ("completion_tokens", completion_tokens)):
         if value is not None and value <= 0:
             raise UserError(f"--{name} is {value}; it must be > 0.")
-    grpo, frames = isinstance(module, GRPOModule), data.train_frames
+    grpo, frames = module if isinstance(module, GRPOModule) else None, data.train_frames
     size = StepSize(
         prompts=data.batch_size,
         grid=media_grid(frames),
         text_tokens=text_tokens,
-        completion_tokens=completion_tokens or (module.sampling if grpo else module.evaluation).max_new_tokens,
+        completion_tokens=completion_tokens or (grpo.sampling if grpo else module.evaluation).max_new_tokens,
         accumulated=1 if grpo else int(trainer.get("accumulate_grad_batches") or 1),
     )
     config, rank = model_config(module.model_name_or_path), rank_config(module, trainer, ranks)

@@ -31,6 +31,7 @@ from lightning_modules.policy_module import PolicyModule
 from lightning_modules.rollouts.transformers_engine import TransformersEngine
 from lightning_modules.rollouts.types import Completion, RolloutGroup
 from lightning_modules.training.optim import build_optimizer
+from lightning_modules.training.step_metrics import StepMetrics
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -68,18 +69,19 @@ class StepMemory:
 
     def __init__(self, module: PolicyModule, config: PretrainedConfig, rank: RankConfig) -> None:
         self.module = module
+        self.grpo = module if isinstance(module, GRPOModule) else None
         self.rank = rank
         self.meter = MemoryMeter()
         self.policy, stored = fake_policy(module, config, rank, self.meter)
-        kept = 0.0 if rank.offloaded else stored / (rank.ranks if rank.sharded else 1)
+        kept = 0 if rank.offloaded else round(stored / (rank.ranks if rank.sharded else 1))
         self.meter.live["weights"] = kept
         module.policy, module.engine = self.policy, TransformersEngine(self.policy)
-        if isinstance(module, GRPOModule):
-            has_reference = module.loss_config.beta > 0
+        if self.grpo is not None:
+            has_reference = self.grpo.loss_config.beta > 0
             # A second copy would compute as the policy does.
-            module.reference = ReferencePolicy(self.policy) if has_reference else None
-            self.meter.live["reference"] = kept if has_reference and module.lora is None else 0.0
-            module.configure_model()
+            self.grpo.reference = ReferencePolicy(self.policy) if has_reference else None
+            self.meter.live["reference"] = kept if has_reference and module.lora is None else 0
+            self.grpo.configure_model()
         self.trained = self._trained_parameters()
         self.optimizer = self._optimizer_with_state()
         self._completion_tokens = 0
@@ -87,31 +89,32 @@ class StepMemory:
 
     def phases(self, size: StepSize) -> dict[str, Counter[str]]:
         """All phases of a step."""
-        peaks = {"rollout": self.rollout(size)} if isinstance(self.module, GRPOModule) else {}
+        peaks = {} if self.grpo is None else {"rollout": self.rollout(size)}
         return peaks | {"update": self.update(size), "optimizer step": self.optimizer_step()}
 
     def rollout(self, size: StepSize) -> Counter[str]:
         """Sampling: prefill, the first token, the one that ends in the last step's cache, and the last."""
+        assert self.grpo is not None, "fine-tuning has no rollout"
         self._completion_tokens = size.completion_tokens
-        sampling = replace(self.module.sampling, max_new_tokens=min(3, size.completion_tokens))
+        sampling = replace(self.grpo.sampling, max_new_tokens=min(3, size.completion_tokens))
         self._restart(gathered=tensor_bytes(self.policy.parameters()))
         with self._autocast(), self.meter.labeled("sampling"):
             batch = self.policy.with_frozen_features(self._prompts(size))
             seeds = list(range(size.prompts))
-            self.module.engine.generate(batch, sampling, group_size=self.module.group_size, seeds=seeds)
+            self.grpo.engine.generate(batch, sampling, group_size=self.grpo.group_size, seeds=seeds)
         return self.meter.peak
 
     def update(self, size: StepSize) -> Counter[str]:
         """Forward and backward passes."""
         batch = self._prompts(size)
-        if isinstance(self.module, GRPOModule):
+        if self.grpo is not None:
             with self._autocast():
                 batch = self.policy.with_frozen_features(batch)  # the rollout's are kept
-            self._restart(gathered=self._gathered_in_update(size))
-            self._policy_update(batch, size)
-        else:
-            self._restart(gathered=self._gathered_in_update(size))
+        self._restart(gathered=self._gathered_in_update(size))
+        if self.grpo is None:
             self._fine_tuning(batch, size)
+        else:
+            self._policy_update(self.grpo, batch, size)
         return self.meter.peak
 
     def optimizer_step(self) -> Counter[str]:
@@ -123,8 +126,7 @@ class StepMemory:
                 self.optimizer.step()
         return self.meter.peak
 
-    def _policy_update(self, batch: PromptBatch, size: StepSize) -> None:
-        module = self.module
+    def _policy_update(self, module: GRPOModule, batch: PromptBatch, size: StepSize) -> None:
         completion = Completion(
             token_ids=torch.full((size.completion_tokens,), TEXT_TOKEN),
             text="",
@@ -142,7 +144,7 @@ class StepMemory:
         self._drop_gradients()
         for micro_batch in micro_batches[:2]:  # the third finds what the second found
             with self._autocast():
-                loss, _ = module.update.compute_loss(micro_batch)
+                loss = module.update.compute_loss(micro_batch, StepMetrics())
             self._backward(loss)
 
     def _fine_tuning(self, prompts: PromptBatch, size: StepSize) -> None:
@@ -151,7 +153,7 @@ class StepMemory:
         batch = self.policy.with_positions(SFTCollator(pad_token_id=TEXT_TOKEN)(samples))
         for number in range(min(size.accumulated, 2)):
             with self._autocast():
-                loss = self.module.training_step(batch, 0)
+                loss = -self.policy.target_statistics(batch).logprobs.sum()
             if number == 0:
                 self._drop_gradients()  # Lightning drops those of the step before only after the forward pass
             self._backward(loss)
@@ -164,16 +166,16 @@ class StepMemory:
         for parameter in self.trained.values():
             parameter.grad = None
 
-    def _restart(self, *, gathered: float = 0.0) -> None:
+    def _restart(self, *, gathered: int = 0) -> None:
         """Begin a phase, in which a sharded policy holds so many bytes of gathered weights."""
-        self.meter.live["gathered by FSDP2"] = gathered if self.rank.sharded else 0.0
+        self.meter.live["gathered by FSDP2"] = gathered if self.rank.sharded else 0
         self.meter.restart()
 
-    def _gathered_in_update(self, size: StepSize) -> float:
+    def _gathered_in_update(self, size: StepSize) -> int:
         """FSDP2 keeps gathered what is no layer. Of the layers one computes while the next one arrives, and the
         gradient of one leaves. Without an exchange after every micro-batch, whole gradients wait for the last one."""
         layers = [tensor_bytes(block.parameters()) for block in self.policy.family.blocks(self.policy.model)]
-        micro = self.module.micro_batch_groups if isinstance(self.module, GRPOModule) else None
+        micro = None if self.grpo is None else self.grpo.micro_batch_groups
         several = size.accumulated > 1 or (micro is not None and micro < size.prompts)
         waiting = 0
         if several and not self.rank.reduce_every_backward:
@@ -205,6 +207,7 @@ class StepMemory:
         }
 
     def _gradient_arrived(self, parameter: nn.Parameter) -> None:
+        assert parameter.grad is not None
         if not self.rank.sharded:
             self.meter.relabel(parameter.grad, "gradients")
             return
@@ -221,7 +224,8 @@ class StepMemory:
         for parameter in self.trained.values():
             self._make_gradient(parameter)
         if self.module.optimizer_config.name != "adamw":
-            self.meter.live["optimizer state"] = STATE_BYTES_8BIT * sum(p.numel() for p in self.trained.values())
+            numbers = sum(parameter.numel() for parameter in self.trained.values())
+            self.meter.live["optimizer state"] = round(STATE_BYTES_8BIT * numbers)
             return None
         if not self.trained:
             return None

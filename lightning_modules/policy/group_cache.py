@@ -57,7 +57,7 @@ class GroupCache:
     def skip(self, tokens: int) -> None:
         """Go from any number of own tokens to the size after `tokens` of them; for measuring memory alone."""
         while self._own[0][0].shape[2] <= tokens:
-            self._own = [tuple(tensor.repeat(1, 1, 2, 1) for tensor in pair) for pair in self._own]
+            self._own = [(keys.repeat(1, 1, 2, 1), values.repeat(1, 1, 2, 1)) for keys, values in self._own]
         self.length = max(self.length, tokens)
 
     def keep(self, rows: Tensor) -> None:
