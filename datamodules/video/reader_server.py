@@ -44,6 +44,7 @@ def main() -> None:
         while head := incoming.read(4):
             _serve(pickle.loads(incoming.read(int.from_bytes(head, "big"))), outgoing)
             gc.collect()  # PyAV's containers and streams refer to each other, and their buffers are large
+            gc.freeze()  # a reader's own imports (torchcodec brings torch) would cost every later collection 0.3 s
 
 
 def _serve(request: ReadRequest, outgoing: BinaryIO) -> None:
