@@ -47,7 +47,7 @@ def dropped(given: Any, parsed: Any, place: str = "") -> list[str]:
             for lost in (dropped(value, found[key], f"{place}.{key}") if key in found else [f"{place}.{key}"])
         ]
     if isinstance(given, list):
-        pairs = zip(given, parsed, strict=True)
+        pairs = zip(given, parsed[: len(given)], strict=True)  # a trainer file may add to the end
         return [lost for number, (a, b) in enumerate(pairs) for lost in dropped(a, b, f"{place}[{number}]")]
     return [] if given == parsed else [f"{place}: {given!r} became {parsed!r}"]
 
