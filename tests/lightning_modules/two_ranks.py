@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from lightning import seed_everything
@@ -58,8 +59,6 @@ def strategy_of(name):
 def module_of(given):
     guard = GuardConfig(on_nonfinite=given.on_nonfinite)
     if given.stage == "sft":
-        if given.poisoned is not None:
-            Policy.target_statistics = poisoned_targets(given.poisoned)
         return sft_module(given.model, freeze=given.freeze, dtype=given.dtype, guard=guard)
     settings = LossConfig(beta=given.beta)
     options = {"loss": given.loss, "loss_config": settings, "freeze": given.freeze}
@@ -96,7 +95,8 @@ def run(given):
         accumulate_grad_batches=given.accumulate,
     )
     module = module_of(given)
-    fitting.fit(module, data, ckpt_path=given.resume)
+    with patch.object(Policy, "target_statistics", poisoned_targets(given.poisoned)):  # not beyond: it may be pytest's
+        fitting.fit(module, data, ckpt_path=given.resume)
     optimizer = fitting.optimizers[0]
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert all(parameter in optimizer.state for parameter in trained), "a parameter never had a gradient"
