@@ -7,6 +7,7 @@ evenly over the clip, first and last frame included, and sizes rounded to the vi
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -79,7 +80,7 @@ def plan_frames(total_frames: int, fps: float, height: int, width: int, config: 
         UserError: no frames, no frame rate, or a side more than 200 times the other.
     """
     indices = frame_indices(total_frames, config)
-    if not (fps > 0 and math.isfinite(fps)):
+    if not 0 < fps <= sys.float_info.max:  # integers beyond it are no frame rate either
         raise UserError(f"The clip's frame rate is {fps}; it must be a positive number. Re-encode the file.")
     ceiling = max(config.max_pixels, int(config.min_pixels * MIN_BUDGET_SLACK))
     planned_height, planned_width = _fit(height, width, config.grid, config.min_pixels, ceiling)
