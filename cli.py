@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -21,6 +22,7 @@ from lightning_modules.commands.check_command import check_command
 from lightning_modules.commands.convert_command import convert_command
 from lightning_modules.commands.demo_command import demo_command
 from lightning_modules.commands.export_command import export_command
+from lightning_modules.commands.kept_results import check_unused, folder_lock, result_options
 from lightning_modules.commands.report_command import report_command
 from lightning_modules.commands.run_options import run_options
 
@@ -73,6 +75,7 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
 
     class VideoRFTCLI(LightningCLI):
         last: LastCheckpoint | None = None
+        held = ExitStack()
 
         def add_arguments_to_parser(self, parser) -> None:
             parser.link_arguments("model.init_args.model_name_or_path", "data.init_args.model_name_or_path")
@@ -85,18 +88,23 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
             if self.subcommand is not None:
                 given = self.config[self.subcommand]
                 _check_checkpoint(given.get("ckpt_path"))
+                self.held.enter_context(folder_lock(self.subcommand, given["trainer"].as_dict()))
                 if given.get("ckpt_path") == "last" and (found := last_checkpoint(given["trainer"].as_dict())):
                     self.last, given["ckpt_path"] = found, str(found.path)
 
         def instantiate_trainer(self, **kwargs: Any) -> Trainer:
             options = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-            continued = self.last if self.subcommand == "fit" else None
-            return super().instantiate_trainer(**run_options(trainer_options(options), continued))
+            options = trainer_options(options)
+            if self.subcommand is not None:
+                continued = self.last if self.subcommand == "fit" else None
+                options = run_options(result_options(options, self.subcommand, self.model), continued)
+            return super().instantiate_trainer(**options)
 
         def instantiate_classes(self) -> None:
             if self.subcommand is not None:
                 with error_messages.user_mistakes_unwrapped():
                     super().instantiate_classes()
+                check_unused(self.trainer, self.subcommand, self.config[self.subcommand].get("ckpt_path"))
                 supported_model_type(self.model.model_name_or_path)  # fails before any data file is read
                 if isinstance(self.model, BenchmarkModule):
                     settings = self._parser(self.subcommand).dump(self.config[self.subcommand], format="json")
@@ -105,18 +113,19 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
-    return VideoRFTCLI(
-        PolicyModule,
-        VideoDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        parser_class=Parser,
-        args=list(arguments),
-        run=run,
-    )
+    with VideoRFTCLI.held:
+        return VideoRFTCLI(
+            PolicyModule,
+            VideoDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
+            args=list(arguments),
+            run=run,
+        )
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:

@@ -2,14 +2,55 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+from datamodules.records import RecordFile
 from datamodules.types import VideoRecord
 from datamodules.video.frame_sampling import FrameConfig
 from datamodules.video.time_range import time_range
 from datamodules.video.types import MediaConfig, ReaderName, VideoClip, VideoReadError
 from datamodules.video.video_reader import read_image, read_video
 from rewards.errors import UserError
+
+LOOKERS = 32
+"""Threads that look for files: on a network file system each waits for an answer."""
+LOOKS = 512
+"""Files that a thread looks for before it reports."""
+
+
+def find_missing(files: Iterable[RecordFile], *, progress: bool) -> tuple[list[str], int]:
+    """Look for the media files of all records, each once.
+
+    Args:
+        files: just opened: their media have not been taken before.
+        progress: show a progress bar in a terminal.
+
+    Returns:
+        `FILE:LINE: PATH` of the missing ones, by the first record that uses each; and how many were looked for.
+    """
+    from tqdm import tqdm
+
+    missing, number = [], 0
+    with ThreadPoolExecutor(LOOKERS) as pool:
+        for file in files:
+            media = list(file.take_media().items())
+            number += len(media)
+            parts = [media[start : start + LOOKS] for start in range(0, len(media), LOOKS)]
+            title = f"looking for the media of {file.path.name}"
+            with tqdm(total=len(media), desc=title, unit="file", disable=None if progress else True) as bar:
+                for part, absent in zip(parts, pool.map(partial(_absent, file.data_root), parts), strict=True):
+                    missing += [f"{file.path}:{line}: {file.data_root / path}" for path, line in absent]
+                    bar.update(len(part))
+    return missing, number
+
+
+def _absent(root: Path, media: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    # A Path would take longer to make than a local disk takes to answer.
+    return [(path, line) for path, line in media if not os.path.isfile(f"{root}/{path}")]  # noqa: PTH113
 
 
 def read_media(

@@ -7,12 +7,14 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,6 +25,16 @@ from rewards.errors import UserError
 from rewards.types import DataType, ProblemType
 
 _KNOWN_FIELDS = frozenset(item.name for item in fields(VideoRecord)) - {"extra", "file", "line"}
+_OPTIONAL_FIELDS = ("options", "process", "path", "data_source", "start", "end")
+_OTHER_NAMES = {
+    **dict.fromkeys(("choices", "candidates", "alternatives", "answers"), "options"),
+    **dict.fromkeys(("video", "image", "video_path", "image_path", "media", "file", "file_name"), "path"),
+    **dict.fromkeys(("chain_of_thought", "cot", "reasoning", "thinking"), "process"),
+    **dict.fromkeys(("start_time", "begin"), "start"),
+    **dict.fromkeys(("end_time", "stop"), "end"),
+}
+"""What other data sets call the optional fields; names like the right ones need no entry."""
+_SIMILAR = 0.8
 _DATA_TYPES = get_args(DataType)
 _PROBLEM_TYPES = tuple(item.value for item in ProblemType)
 _BYTE_ORDER_MARK = "\ufeff"
@@ -78,9 +90,49 @@ def check_record(data: Any, *, file: Path, line: int, require_process: bool) -> 
             raise UserError(f"a record is an object {{...}}; given {type(data).__name__}: {str(data)[:60]!r}.")
         problem_id = _problem_id(data)
         _check_plain(data, "the record", 0)
+        _check_names(data)
         return VideoRecord(problem_id=problem_id, file=file, line=line, **_validated_fields(data, require_process))
     except ValueError as error:
         return RecordProblem(file=file, line=line, problem_id=problem_id, message=str(error))
+
+
+def doubt(record: VideoRecord) -> str | None:
+    """What looks like a mistake in a valid record, though it may be meant; None where nothing does."""
+    given = {*record.extra, *(name for name in _OPTIONAL_FIELDS if getattr(record, name, None))}
+    for name in record.extra:
+        meant = _meant(name)
+        if meant is not None and meant not in given:
+            return f"field {name!r} is not read, and there is no {meant!r}; rename it if that is what it holds"
+    if record.problem_type is ProblemType.MULTIPLE_CHOICE and not record.options:
+        return "multiple choice without options: the prompt shows none, unless they stand in the question"
+    return None
+
+
+def _check_names(data: Mapping[str, Any]) -> None:
+    """Refuse a field under another name where the record would silently become another question without it."""
+    for name, value in data.items():
+        if name in _KNOWN_FIELDS or not value:
+            continue
+        meant = _meant(name)
+        asks_blindly = meant == "options" and data.get("problem_type") == ProblemType.MULTIPLE_CHOICE
+        becomes_text = meant == "path" and "data_type" not in data and isinstance(value, str)
+        if (asks_blindly or becomes_text) and not data.get(meant):
+            raise UserError(
+                f"there is a field {name!r} and no {meant!r}, without which this would become another question. "
+                f"Rename it to {meant!r}."
+            )
+
+
+@cache
+def _meant(name: str) -> str | None:
+    """The optional field that an unknown one may stand for."""
+    lowered = name.lower()
+    if name in _KNOWN_FIELDS or name in _OPTIONAL_FIELDS:
+        return None
+    if lowered in _OTHER_NAMES:
+        return _OTHER_NAMES[lowered]
+    similar = difflib.get_close_matches(lowered, _OPTIONAL_FIELDS, 1, _SIMILAR)
+    return similar[0] if similar else None
 
 
 def _problem_id(data: Mapping[str, Any]) -> str:

@@ -1,10 +1,11 @@
 """Data files as validated, lazily read sequences of `VideoRecord`.
 
 A file is a JSON list or JSON lines (told apart by the first character, not by the suffix). Opening it reads every
-record once and refuses the file when one is wrong; kept in memory are three integers per record. A record is then read
-from its place in the file when it is asked for, so that worker processes share nothing but the path.
+record once and refuses the file when one is wrong; kept in memory are three integers per record, and the paths of the
+media until `take_media`. A record is then read from its place in the file when it is asked for, so that worker
+processes share nothing but the path.
 
-Media files are not touched here: whether they exist is found by `check data`, or when they are read.
+Media files are not touched here: `find_missing` of `datamodules.media` looks for them.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from datamodules.record_schema import RecordProblem, check_record, parse_record
+from datamodules.record_schema import RecordProblem, check_record, doubt, parse_record
 from datamodules.types import VideoRecord
 from datamodules.video.media_place import media_place
 from datamodules.video.types import MediaPathError
@@ -70,6 +72,9 @@ class RecordFile(Sequence[VideoRecord]):
         self.data_root = _existing_folder(data_root)
         self.require_process = require_process
         self._stamp = _stamp(self.path.stat())
+        self.doubts: dict[str, tuple[int, int]] = {}
+        """What looks like a mistake -> how many records have it, line of the first."""
+        self._media: dict[str, int] = {}
         places, problems, shown = array("q"), 0, ""
         for place, item in _scan_with_places(self.path, require_process):
             if isinstance(item, RecordProblem):
@@ -77,6 +82,7 @@ class RecordFile(Sequence[VideoRecord]):
                 shown += f"\n  {item}" if problems <= SHOWN_PROBLEMS else ""
             else:
                 places.extend(place)
+                self._note(item)
         if problems:
             more = f"\n  and {problems - SHOWN_PROBLEMS:,} more" if problems > SHOWN_PROBLEMS else ""
             raise UserError(f"{self.path} is not a valid data file: {problems:,} problem(s).{shown}{more}")
@@ -86,6 +92,21 @@ class RecordFile(Sequence[VideoRecord]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def take_media(self) -> dict[str, int]:
+        """Path of every media file -> line of the first record that uses it; it is empty from then on."""
+        media, self._media = self._media, {}
+        return media
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_media": {}}  # workers do not need it
+
+    def _note(self, record: VideoRecord) -> None:
+        if record.path is not None:
+            self._media.setdefault(record.path, record.line)
+        if (message := doubt(record)) is not None:
+            count, line = self.doubts.get(message, (0, record.line))
+            self.doubts[message] = count + 1, line
 
     # No slices: a file is read one record at a time.
     def __getitem__(self, index: int) -> VideoRecord:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import DistributedSampler
 
 from rewards.errors import UserError
 
@@ -34,7 +34,7 @@ def sample_seed(seed: int, epoch: int, key: str | int, member: int = 0) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-class ResumableSampler(Sampler[int]):
+class ResumableSampler(DistributedSampler[int]):
     """Record indices of one rank for one epoch, from any place of it.
 
     Training (`drop_last=True`): all ranks get equally many records in whole batches, and the tail of the order that
@@ -45,6 +45,9 @@ class ResumableSampler(Sampler[int]):
     The sampler runs ahead of training (workers prefetch), so it cannot know how far training is: `state_dict` takes
     the trainer's counts. Lightning creates its first iterator before it calls `set_epoch`: place a resumed sampler
     with `load_state_dict` before the loader is handed over.
+
+    It is a `DistributedSampler` by name alone: a Trainer deals out what any other sampler gives once more, so that of
+    N ranks each would see an N-th of its own part and the rest be left out.
 
     Args:
         num_records: records of the data set.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.bad_media import (
@@ -23,9 +25,9 @@ from datamodules.bad_media import (
 )
 from datamodules.collate import PromptCollator, SFTCollator, SFTSample
 from datamodules.encoding import PromptEncoder, media_token_id
-from datamodules.media import read_media
+from datamodules.media import find_missing, read_media
 from datamodules.prompts import PromptTemplate
-from datamodules.records import RecordSet, open_records
+from datamodules.records import SHOWN_PROBLEMS, RecordSet, open_records
 from datamodules.sampler import ResumableSampler
 from datamodules.types import BadRecord, EncodedPrompt, PromptBatch, SFTBatch, VideoRecord
 from datamodules.video.decoding import READERS
@@ -263,6 +265,7 @@ class VideoDataModule(L.LightningDataModule):
             self.check_patch_sizes(self.train_frames)
             self._open("fit", required=True)
             self._open("validate", required=False)
+            self._look_for_media()
         else:
             self._open(stage, required=True)
 
@@ -340,7 +343,37 @@ class VideoDataModule(L.LightningDataModule):
         if stage in self.records or not (required or self.files[stage]):
             return
         require_process = self.needs_process(stage)
-        self.records[stage] = open_records(self.stage_files(stage), self.data_root, require_process=require_process)
+        records = open_records(self.stage_files(stage), self.data_root, require_process=require_process)
+        for file in records.files:
+            for message, (count, line) in file.doubts.items():
+                rank_zero_warn(f"{file.path}: {count:,} of {len(file):,} records, the first in line {line}: {message}.")
+        self.records[stage] = records
+
+    def _look_for_media(self) -> None:
+        """Say before the first step, and not when its record comes, which media are missing.
+
+        Raises:
+            UserError: files are missing, and `on_bad_media` is "raise" or they are too many for "quarantine".
+        """
+        started = time.perf_counter()
+        files = [file for records in self.records.values() for file in records.files]
+        missing, number = find_missing(files, progress=self.trainer is None or self.trainer.global_rank == 0)
+        if not missing:
+            if number:
+                rank_zero_info(f"All {number:,} media files are there ({time.perf_counter() - started:.1f} s).")
+            return
+        more = f"\n  and {len(missing) - SHOWN_PROBLEMS:,} more" if len(missing) > SHOWN_PROBLEMS else ""
+        shown = "\n  ".join(missing[:SHOWN_PROBLEMS])
+        message = f"{len(missing):,} of {number:,} media files do not exist:\n  {shown}{more}\n"
+        if self.on_bad_media == "quarantine" and len(missing) <= self.max_bad_fraction * number:
+            rank_zero_warn(f"{message}Other records will take the place of theirs, as data.on_bad_media says.")
+            return
+        limit = f" (at most max_bad_fraction {self.max_bad_fraction:g} of them may be missing)"
+        raise UserError(
+            f"{message}Set data.init_args.data_root to the folder that the paths are relative to, fetch the files, or "
+            "leave their records out; data.init_args.on_bad_media quarantine trains without them"
+            f"{limit if self.on_bad_media == 'quarantine' else ''}."
+        )
 
     def _dataset(self, stage: str, config: FrameConfig, *, with_targets: bool = False) -> EncodedRecords:
         encoder = PromptEncoder(

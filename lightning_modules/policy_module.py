@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from datamodules.sampler import sample_seed
 from datamodules.types import PromptBatch, SFTBatch
 from datamodules.video_datamodule import TrainFormat, VideoDataModule
+from lightning_modules.callbacks.last_step import LastStep
 from lightning_modules.policy import adapters
 from lightning_modules.policy.adapters import AdapterConfig, Quantization
 from lightning_modules.policy.export import write_pretrained
@@ -118,7 +119,7 @@ class PolicyModule(L.LightningModule):
             self.engine = self.make_engine(self.policy)
 
     def configure_callbacks(self) -> list[Callback]:
-        return [FailureNotes()]
+        return [FailureNotes(), LastStep()]
 
     def sharded(self, policy: Policy) -> Policy:
         """The policy, sharded in place where the trainer's strategy shards."""

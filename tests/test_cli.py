@@ -75,9 +75,13 @@ def fit(run_yaml, *options, base=GRPO):
     return ["fit", "-c", base, "-c", CPU, "-c", run_yaml, *options]
 
 
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def edited_data(mixed_data, tmp_path, edit):
     """Option for a copy of the mixed data whose lines were edited."""
-    rows = [json.loads(line) for line in mixed_data.read_text().splitlines()]
+    rows = rows_of(mixed_data)
     edit(rows)
     path = tmp_path / "edited.jsonl"
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
@@ -102,17 +106,27 @@ def test_faulty_records_are_named_by_file_and_line(run_yaml, mixed_data, tmp_pat
     assert re.search(r"edited\.jsonl" + message, said)
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_missing_media_file_is_named_with_its_record(run_yaml, mixed_data, tmp_path, capsys, num_workers):
+@pytest.mark.usefixtures("no_model")
+def test_missing_media_files_are_named_with_their_records_before_the_model_is_loaded(
+    run_yaml, mixed_data, tmp_path, capsys
+):
     def lose(rows):
         for row in rows:
-            row.update({"path": "./media/absent.mp4"} if "path" in row else {})
-        rows[:] = [row for row in rows if "path" in row]
+            row.update({"path": f"./media/absent{row['problem_id']}.mp4"} if row["problem_id"] in (0, 9) else {})
 
-    options = edited_data(mixed_data, tmp_path, lose), f"--data.init_args.num_workers={num_workers}"
-    said = refused(capsys, *fit(run_yaml, *options))
-    assert re.match(r"error: \S*edited\.jsonl:\d+ \(problem_id \d+\): media file \S*absent\.mp4 does not exist", said)
-    assert said.count("\n") == 2  # the message and how to see more
+    said = refused(capsys, *fit(run_yaml, edited_data(mixed_data, tmp_path, lose)))
+    assert re.match(r"error: 2 of \d+ media files do not exist:\n  \S*edited\.jsonl:1: \S*media/absent0\.mp4\n", said)
+    assert re.search(r"edited\.jsonl:10: \S*media/absent9\.mp4\nSet data\.init_args\.data_root", said)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_options_under_another_name_are_refused(run_yaml, mixed_data, tmp_path, capsys):
+    def rename(rows):
+        rows[0]["choices"] = rows[0].pop("options")
+
+    assert rows_of(mixed_data)[0]["problem_type"] == "multiple choice"
+    said = refused(capsys, *fit(run_yaml, edited_data(mixed_data, tmp_path, rename)))
+    assert re.search(r"edited\.jsonl:1 \(problem_id 0\): there is a field 'choices' and no 'options'", said)
 
 
 @pytest.mark.usefixtures("no_model")

@@ -123,5 +123,5 @@ def test_mistakes_are_named(tmp_path, capsys):
     assert "holds no weights of a policy" in refused("empty.ckpt", "out", "-c", str(FULL_RUN))
     torch.save({"state_dict": {"policy.model.x": torch.ones(1)}, "global_step": 1}, tmp_path / "lone.ckpt")
     assert "no config.yaml" in refused("lone.ckpt", "out")
-    assert "not a model folder" in refused("lone.ckpt", ".", "-c", str(FULL_RUN))
+    assert "holds what no export of this project wrote" in refused("lone.ckpt", ".", "-c", str(FULL_RUN))
     assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from datamodules.checks.reports import DataReport, Finding, PromptSize, RewardReport
 from datamodules.media import read_media, record_times
 from datamodules.prompts import PromptTemplate
-from datamodules.record_schema import RecordProblem
+from datamodules.record_schema import RecordProblem, doubt
 from datamodules.types import VideoRecord
 from datamodules.video.frame_sampling import FrameConfig, plan_frames
 from datamodules.video.types import MediaConfig, MediaPathError, ReaderName, TimeRangeError
@@ -83,6 +83,8 @@ def check_data(
                 report.problems.append(_invalid(item))
                 continue
             report.counts[item.data_type, item.problem_type] += 1
+            if (message := doubt(item)) is not None:
+                report.doubts.append(Finding(kind=message, where=item.where, message=message))
             if limit is None or report.counts.total() <= limit:
                 yield item
 

@@ -65,6 +65,8 @@ class DataReport(Report):
 
     sizes: list[PromptSize] = field(default_factory=list)
     """Of the records whose media were read and are sound."""
+    doubts: list[Finding] = field(default_factory=list)
+    """What looks like a mistake in valid records, though it may be meant."""
 
     def render(self) -> str:
         """Plain text: counts, token quantiles, largest prompts, problems."""
@@ -74,6 +76,8 @@ class DataReport(Report):
             lines += ["", "tokens per prompt", *text_table(self._quantiles()), "", "largest prompts"]
             largest = heapq.nlargest(SHOWN_LARGEST, self.sizes, key=lambda size: size.total)
             lines += text_table([(f"{size.total:,}", size.where) for size in largest])
+        if self.doubts:
+            lines += ["", *_rendered_findings("possible mistakes", self.doubts)]
         return "\n".join([*lines, "", *_rendered_findings("problems", self.problems)])
 
     def _quantiles(self) -> list[tuple[str, ...]]:

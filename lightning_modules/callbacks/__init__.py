@@ -2,6 +2,7 @@
 
 from lightning_modules.callbacks.continued_run import ContinuedRun
 from lightning_modules.callbacks.hf_export import HFExport
+from lightning_modules.callbacks.last_step import LastStep
 from lightning_modules.callbacks.prediction_writer import PredictionWriter
 from lightning_modules.callbacks.rollout_pictures import RolloutPictures
 from lightning_modules.callbacks.rollout_store import RolloutStore
@@ -11,6 +12,7 @@ from lightning_modules.callbacks.watchdog import Watchdog
 __all__ = [
     "ContinuedRun",
     "HFExport",
+    "LastStep",
     "PredictionWriter",
     "RolloutPictures",
     "RolloutStore",

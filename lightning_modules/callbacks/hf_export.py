@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_modules.policy.export import EXPORT_MARKS, replaceable
+from lightning_modules.policy.export import check_replaceable, stamp_export
 from lightning_modules.training.shared_folder import shared_folder
 from lightning_modules.training.typed_lightning import is_fast_dev_run
 from rewards.errors import UserError
@@ -27,14 +27,15 @@ class HFExport(Callback):
     """Calls the module's `export_pretrained(path)` when training has ended, on all ranks with the same empty folder.
 
     The folder is always a complete export: the new one, or the former one when something fails. An interrupted fit and
-    a fast_dev_run export nothing.
+    a fast_dev_run export nothing. A resumed run replaces the export of its earlier starts; a new run does not replace
+    that of another one, and files of any other origin are never removed.
     """
 
     def __init__(self, output: str | None = None) -> None:
         """
         Args:
-            output: folder to write, relative to the working directory; an earlier export in it is replaced.
-                Default: `model` in the trainer's `default_root_dir`.
+            output: folder to write, relative to the working directory. Default: `model` in the trainer's
+                `default_root_dir`.
         """
         super().__init__()
         self.output = output
@@ -53,12 +54,25 @@ class HFExport(Callback):
                 f"HFExport needs a module with export_pretrained(path); {type(pl_module).__name__} has none. "
                 "Remove the callback or add the method."
             )
+        if not trainer.fast_dev_run:
+            check_replaceable(self._folder(trainer), option="HFExport.output")
+
+    def check_unused(self, trainer: pl.Trainer) -> None:
+        """
+        Raises:
+            UserError: the folder holds an export already, and this run does not continue the one that made it.
+        """
         folder = self._folder(trainer)
-        if folder.exists() and not replaceable(folder):
+        if not trainer.fast_dev_run and folder.is_dir() and any(folder.iterdir()):
             raise UserError(
-                f"HFExport would replace {folder}, which is not a model folder (it holds none of "
-                f"{', '.join(EXPORT_MARKS)}). Choose another HFExport.output or empty it."
+                f"{folder} holds the model of an earlier run, which this one would replace. Continue that run with "
+                "--ckpt_path last, or give this one a folder of its own with trainer.default_root_dir (or "
+                "HFExport.output), or remove the folder."
             )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.ckpt_path is None and not self._exported:  # the path was not known before
+            self.check_unused(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if is_fast_dev_run(trainer):
@@ -68,6 +82,9 @@ class HFExport(Callback):
         folder = self._folder(trainer)
         with shared_folder(trainer.strategy, folder) as partial:
             pl_module.export_pretrained(partial)
+            trainer.strategy.barrier("model exported")
+            if trainer.is_global_zero:
+                stamp_export(partial)
         self._exported = True
         rank_zero_info(f"Model exported to {folder}")
 

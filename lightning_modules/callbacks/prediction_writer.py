@@ -7,6 +7,7 @@ until then the rows stand in a part of each rank, see `lightning_modules.evaluat
 from __future__ import annotations
 
 import json
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,30 @@ class PredictionWriter(Callback):
 
     A step returns a list of rows, or None for nothing. A row is a plain JSON object with a `problem_id`. The file
     holds the rows in record order also when several processes wrote them, given a sampler that deals record i to
-    rank i modulo the number of ranks. A later run, such as the next validation of a fit, replaces the file.
+    rank i modulo the number of ranks. The next validation of a fit replaces the file.
     """
 
-    def __init__(self, output: str) -> None:
+    def __init__(self, output: str | None = None) -> None:
         """
         Args:
             output: JSONL file to write; relative to the working directory. With several nodes it must lie on a file
-                system that all of them share.
+                system that all of them share. Default: `predictions.jsonl` in the folder of this start's logs, or
+                `predictions-2.jsonl` and so on where an earlier start left one.
         """
         super().__init__()
-        self.output = Path(output)
-        self._journal = Journal(self.output)
+        self.output = None if output is None else Path(output)
+        self._journal: Journal | None = None
+
+    def check_unused(self, trainer: pl.Trainer) -> None:
+        """
+        Raises:
+            UserError: the file to write is that of an earlier run.
+        """
+        if self.output is not None and not trainer.fast_dev_run and self.output.exists():
+            raise UserError(
+                f"PredictionWriter.output is {str(self.output)!r}, which holds the predictions of an earlier run. Give "
+                "another file, or none to have a new one for every start, or move that one away."
+            )
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
@@ -46,6 +59,8 @@ class PredictionWriter(Callback):
         if is_fast_dev_run(trainer):
             rank_zero_info("PredictionWriter writes nothing in a fast_dev_run.")
             return
+        if self._journal is None:
+            self._journal = Journal(self._file(trainer))
         self._journal.open(trainer.global_rank)
 
     def on_validation_batch_end(
@@ -57,7 +72,7 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if not self._journal.is_open or outputs is None:
+        if self._journal is None or not self._journal.is_open or outputs is None:
             return
         _check_rows(outputs)
         # The place of a row among those of its process is what the merge needs.
@@ -67,7 +82,7 @@ class PredictionWriter(Callback):
         )
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self._journal.is_open:
+        if self._journal is None or not self._journal.is_open:
             return
         self._journal.close()
         trainer.strategy.barrier("predictions written")
@@ -75,17 +90,29 @@ class PredictionWriter(Callback):
             self._merge(trainer.world_size)
         # No process may start the next run, and with it its part, while the parts are being merged.
         trainer.strategy.barrier("predictions merged")
-        rank_zero_info(f"Predictions: {self.output}")
+        rank_zero_info(f"Predictions: {self._journal.output}")
 
     on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
     on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if self._journal.is_open:
+        if self._journal is not None and self._journal.is_open:
             self._journal.close()
             parts = ", ".join(map(str, self._journal.parts()))
-            rank_zero_info(f"The predictions of the finished batches are in {parts}; {self.output} is unchanged.")
+            rank_zero_info(
+                f"The predictions of the finished batches are in {parts}; {self._journal.output} is unchanged."
+            )
+
+    def _file(self, trainer: pl.Trainer) -> Path:
+        """The file to write, the same on all ranks."""
+        if self.output is not None:
+            return self.output
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        names = chain(["predictions.jsonl"], (f"predictions-{number}.jsonl" for number in count(2)))
+        journals = (Journal(folder / name) for name in names)
+        free = next(journal for journal in journals if not journal.output.exists() and not journal.parts())
+        return trainer.strategy.broadcast(free.output)
 
     def _merge(self, ranks: int) -> None:
         """Parts of all ranks into the output, in record order.

@@ -83,6 +83,19 @@ class RolloutStore(Callback):
         if folder.exists() and not folder.is_dir():
             raise UserError(f"RolloutStore.output is {folder}, which is not a folder. Choose another one.")
 
+    def check_unused(self, trainer: pl.Trainer) -> None:
+        """
+        Raises:
+            UserError: the folder holds rollouts already, and this run does not continue the one that stored them.
+        """
+        folder = self._output_folder(trainer)
+        if not trainer.fast_dev_run and folder.is_dir() and _rollout_files(folder):
+            raise UserError(
+                f"{folder} holds the rollouts of an earlier run, which this one would set aside. Continue that run "
+                "with --ckpt_path last, or give this one a folder of its own with trainer.default_root_dir (or "
+                "RolloutStore.output), or move the rollouts away."
+            )
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if is_fast_dev_run(trainer):
             rank_zero_info("RolloutStore stores nothing in a fast_dev_run.")

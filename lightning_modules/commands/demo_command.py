@@ -18,6 +18,8 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "demo"
 TEACHER_ERROR = 0.6
 """How often the teacher errs on questions that are prone to its errors; SFT imitates that, GRPO has to correct it."""
 
+STAGES = ("sft", "grpo")
+
 Answers = Sequence[Mapping[str, Any]]
 """Rows of predictions.jsonl."""
 RunCommand = Callable[[Sequence[str]], None]
@@ -69,14 +71,23 @@ class _Demo:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run_all(self) -> None:
-        """Train, validate, write `summary.json` and `curves.png`, print the table."""
+        """Train, validate, write `summary.json` and `curves.png`, print the table.
+
+        Raises:
+            UserError: another demo is at work in the folder, or it holds something else.
+        """
+        from lightning_modules.training.run_lock import run_lock
+
+        with run_lock(self.output):
+            self._run_all()
+
+    def _run_all(self) -> None:
         from datamodules.synthetic.dataset import write_dataset
         from lightning_modules.pictures.curves import plot_curves
         from lightning_modules.policy.tiny import write_tiny_model
 
         started = time.perf_counter()
-        for stage in ("sft", "grpo"):
-            shutil.rmtree(self.output / stage, ignore_errors=True)
+        self._make_room()
         with self._stage("model", "Building a Qwen2.5-VL of half a million parameters"):
             write_tiny_model(self.output / "tiny_model", seed=self.seed)
         with self._stage("data", "Drawing clips with questions"):
@@ -93,9 +104,26 @@ class _Demo:
 
         summary = _summary(after_sft, after_grpo, self.seconds, self.seed)
         write_whole(self.output / "summary.json", json.dumps(asdict(summary), indent=2) + "\n")
-        sft_logs, grpo_logs = (self.output / stage / "logs" for stage in ("sft", "grpo"))
+        sft_logs, grpo_logs = (self.output / stage / "logs" for stage in STAGES)
         plot_curves(sft_logs, grpo_logs, self.output / "curves.png", chance=summary.chance)
         print(_rendered(summary, after_sft, after_grpo, self.output))
+
+    def _make_room(self) -> None:
+        """Remove what an earlier demo trained, and nothing else."""
+        from rewards.errors import UserError
+
+        former = [folder for stage in STAGES if (folder := self.output / stage).exists()]
+        if not former:
+            return
+        names = " and ".join(map(str, former))
+        if not (self.output / "tiny_model" / "generated.json").is_file():
+            raise UserError(
+                f"--output is {str(self.output)!r}, where {names} would be removed, but no demo made that folder. "
+                "Choose another."
+            )
+        print(f"Replacing the earlier demo in {self.output}: removing {names}.", flush=True)
+        for folder in former:
+            shutil.rmtree(folder)
 
     def _fit(self, stage: str, model: Path, train_file: str) -> None:
         files = f"--data.init_args.train_files=[{self.output / 'data' / train_file}]"

@@ -49,6 +49,7 @@ def export(
     with whole_folder(folder) as partial:
         exporting.write_pretrained(policy, partial, adapters=adapters, dtype=dtype and getattr(torch, dtype))
         (partial / "README.md").write_text(card, encoding="utf-8")
+        exporting.stamp_export(partial)
     print(f"Step {trained.step} of {checkpoint} written to {folder}")
 
 

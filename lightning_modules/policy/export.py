@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 Adapters = Literal["merge", "keep"]
 
-EXPORT_MARKS = ("config.json", "adapter_config.json")
-"""A folder that holds one of these is an export."""
+EXPORT_STAMP = ".videorft_export"
+"""In every exported folder: the names of its entries. Only what it lists may be replaced."""
 
 WEIGHTS_PREFIX = "policy.model."
 """Prefix of the model's weights in a Lightning checkpoint."""
@@ -205,22 +205,39 @@ def run_settings(config: str) -> str:
 def check_paths(checkpoint: Path, output: Path) -> None:
     """
     Raises:
-        UserError: there is no checkpoint, or `output` holds something else than an export.
+        UserError: there is no checkpoint, or `output` holds something else than an earlier export.
     """
     if not checkpoint.exists():
         raise UserError(
             f"--ckpt_path is {str(checkpoint)!r}, which does not exist (looked from {Path.cwd()}). Give a checkpoint "
             "that `fit` wrote; they lie in the folder `checkpoints` of a run."
         )
-    if output.exists() and not replaceable(output):
-        raise UserError(
-            f"--output is {str(output)!r}, which is not a model folder (it holds none of {', '.join(EXPORT_MARKS)}). "
-            "Choose another or empty it."
-        )
+    check_replaceable(output, option="--output")
 
 
-def replaceable(folder: Path) -> bool:
-    """Whether an export may take the place of a folder: it is empty or an earlier export."""
+def stamp_export(folder: Path) -> None:
+    """Mark a folder that was just exported, as one that a later export may replace."""
+    (folder / EXPORT_STAMP).write_text(json.dumps(sorted(entry.name for entry in folder.iterdir())), encoding="utf-8")
+
+
+def check_replaceable(folder: Path, *, option: str) -> None:
+    """
+    Args:
+        folder: where an export is to go.
+        option: what the user gave it as.
+
+    Raises:
+        UserError: there is something else than an earlier export.
+    """
+    if not folder.exists():
+        return
     if not folder.is_dir():
-        return False
-    return not any(folder.iterdir()) or any((folder / mark).is_file() for mark in EXPORT_MARKS)
+        raise UserError(f"{option} is {str(folder)!r}, which is a file. Choose another.")
+    stamp = folder / EXPORT_STAMP
+    known = {EXPORT_STAMP, *json.loads(stamp.read_text(encoding="utf-8"))} if stamp.is_file() else set()
+    if foreign := sorted({entry.name for entry in folder.iterdir()} - known):
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise UserError(
+            f"{option} is {str(folder)!r}, which would be replaced, but holds what no export of this project wrote: "
+            f"{', '.join(foreign[:3])}{more}. Choose another folder, or move that away."
+        )

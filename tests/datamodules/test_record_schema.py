@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.record_schema import RecordProblem, parse_record
+from datamodules.record_schema import RecordProblem, doubt, parse_record
 from datamodules.records import RecordFile, scan
 from datamodules.types import VideoRecord
 from rewards.types import ProblemType
@@ -168,3 +168,51 @@ def test_no_name_of_a_record_reaches_the_terminal_as_a_command():
     record = parsed(problem_id="\x1b[2J\u202e\nFAKE 7")
     assert record.where == r"data.jsonl:3 (problem_id \x1b[2J\u202e\nFAKE 7)"
     assert parsed(problem_id="\x1b]0;x\x07", solution="").where == r"data.jsonl:3 (problem_id \x1b]0;x\x07)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "meant"),
+    [
+        ({"options": ..., "choices": ["A. red"]}, "choices", "options"),
+        ({"options": [], "Options": ["A. red"]}, "Options", "options"),
+        ({"options": ..., "optons": ["A. red"]}, "optons", "options"),
+        ({"path": ..., "data_type": ..., "video": "clips/7.mp4"}, "video", "path"),
+    ],
+)
+def test_a_field_under_another_name_without_which_it_is_another_question_is_refused(changes, field, meant):
+    problem = parsed(**changes)
+    assert isinstance(problem, RecordProblem)
+    assert problem.message.startswith(f"there is a field {field!r} and no {meant!r}")
+    assert problem.message.endswith(f"Rename it to {meant!r}.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"choices": ["A. red"]}, None),  # there are options too
+        ({"extra": 1, "original_question_type": "order", "start": 1.5, "end": 2.0}, None),
+        ({"options": ...}, "multiple choice without options: the prompt shows none"),
+        ({"options": ..., "problem_type": "numerical"}, None),
+        ({"proces": "<think>red</think>"}, "field 'proces' is not read, and there is no 'process'"),
+        ({"start_time": 1.5}, "field 'start_time' is not read, and there is no 'start'"),
+        ({"start_time": 1.5, "start": 0}, None),
+        ({"datasource": "NeXT-QA"}, "field 'datasource' is not read, and there is no 'data_source'"),
+        ({"choices": ["3"], "options": ..., "problem_type": "numerical"}, "field 'choices' is not read"),
+    ],
+)
+def test_what_may_be_a_mistake_in_a_valid_record_is_named(changes, said):
+    found = doubt(parsed(**changes))
+    assert (found is None) if said is None else found.startswith(said)
+
+
+def test_a_file_counts_its_doubtful_records_with_the_first_line(tmp_path):
+    rows = [{**VALID, "problem_id": number} for number in range(5)]
+    for number in (1, 3):
+        del rows[number]["options"]
+    rows[4]["proces"] = "<think>red</think>"
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = RecordFile(tmp_path / "data.jsonl", tmp_path)
+    assert list(file.doubts.values()) == [(2, 2), (1, 5)]
+    assert file.take_media() == {"./clips/7.mp4": 1}
+    assert file.take_media() == {}

@@ -3,6 +3,8 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import re
+import shutil
 from types import SimpleNamespace
 
 import lightning as L
@@ -14,6 +16,7 @@ from datamodules.prompts import PromptTemplate
 from datamodules.types import PromptBatch, SFTBatch
 from datamodules.video.frame_sampling import EVAL, TRAIN, FrameConfig
 from datamodules.video_datamodule import VideoDataModule
+from rewards.errors import UserError
 
 FRAMES = FrameConfig(num_frames=4, min_pixels=784, max_pixels=3136, image_max_pixels=3136)
 TEMPLATE = PromptTemplate(question=" {problem}{options}", instruction="", type_sentences={}, target_separator="")
@@ -228,3 +231,56 @@ def test_a_checkpoint_of_other_records_is_refused(build, mixed_data, tmp_path, c
 
 def test_before_training_there_is_no_state(build):
     assert build("fit").state_dict() == {}
+
+
+def without(mixed_data, tmp_path, count):
+    """The mixed data in a folder that lacks the files of so many records, and their lines."""
+    rows = [json.loads(line) for line in mixed_data.read_text().splitlines()]
+    shutil.copytree(mixed_data.parent, tmp_path / "data")
+    lines = [line for line, row in enumerate(rows, start=1) if row.get("path")][:count]
+    for line in lines:
+        (tmp_path / "data" / rows[line - 1]["path"]).unlink()
+    data = tmp_path / "data" / mixed_data.name
+    return {"data_root": str(data.parent), "train_files": [str(data)]}, lines
+
+
+def test_missing_media_are_named_before_the_first_step(build, mixed_data, tmp_path):
+    options, lines = without(mixed_data, tmp_path, count=2)
+    with pytest.raises(UserError) as caught:
+        build("fit", **options)
+    first, *shown, advice = str(caught.value).splitlines()
+    files = len({row["path"] for row in map(json.loads, mixed_data.read_text().splitlines()) if row.get("path")})
+    assert first == f"2 of {files} media files do not exist:"
+    assert [int(re.search(r"\.jsonl:(\d+): ", line)[1]) for line in shown] == lines
+    assert "on_bad_media quarantine" in advice
+
+
+def test_missing_media_are_a_warning_where_others_take_their_place(build, mixed_data, tmp_path):
+    options, _ = without(mixed_data, tmp_path, count=1)
+    with pytest.warns(UserWarning, match=r"1 of \d+ media files do not exist(.|\n)*Other records will take the place"):
+        build("fit", **options, on_bad_media="quarantine", max_bad_fraction=0.5)
+    with pytest.raises(UserError, match=r"at most max_bad_fraction 0\.01 of them may be missing"):
+        build("fit", **options, on_bad_media="quarantine", max_bad_fraction=0.01)
+
+
+def test_the_validation_files_media_are_looked_for_too(build, mixed_data, tmp_path, caplog):
+    options, _ = without(mixed_data, tmp_path, count=0)
+    with caplog.at_level("INFO"):
+        build("fit", **options)
+    assert re.search(r"All \d+ media files are there", caplog.text)
+    validation, (line,) = without(mixed_data, tmp_path / "validation", count=1)
+    lines = mixed_data.read_text().splitlines(keepends=True)
+    train = tmp_path / "validation" / "train.jsonl"
+    train.write_text("".join(each for each in lines if not json.loads(each).get("path")))
+    files = {"train_files": [str(train)], "val_files": validation["train_files"]}
+    with pytest.raises(UserError, match=rf"^1 of \d+ media files do not exist:\n  \S+{mixed_data.name}:{line}: "):
+        build("fit", **{**validation, **files})
+
+
+def test_doubtful_fields_are_warned_of(build, mixed_data, tmp_path):
+    rows = [json.loads(line) for line in mixed_data.read_text().splitlines()]
+    rows[0]["proces"] = rows[0].pop("process")
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = r"data\.jsonl: 1 of 12 records, the first in line 1: field 'proces' is not read"
+    with pytest.warns(UserWarning, match=said):
+        build("fit", train_files=[str(tmp_path / "data.jsonl")])

@@ -309,3 +309,12 @@ def test_all_ranks_skip_where_one_is_not_finite(run, stage, strategy):
         torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-4, msg=name)
     rate = scalars(folder)["train/grad_norm"]
     assert rate[-1] == pytest.approx(scalars(alone)["train/grad_norm"][-1], rel=1e-3)
+
+
+def test_a_plain_trainer_visits_every_record_once(tiny_folder, mixed_data, tmp_path):
+    """Without `use_distributed_sampler=False`, which only the command line sets."""
+    launch(2, tiny_folder, mixed_data, tmp_path, module="tests.lightning_modules.plain_trainer")
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    records = sorted(json.loads(line)["problem_id"] for line in mixed_data.read_text().splitlines())
+    for stage in ("fit", "validate", "predict"):  # 12 records: 3 steps of 2 records on each of 2 ranks
+        assert sorted(map(int, first[stage] + second[stage])) == records, stage

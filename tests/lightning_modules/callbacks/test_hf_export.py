@@ -9,6 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_modules.callbacks import HFExport
+from lightning_modules.policy.export import stamp_export
+from rewards.errors import UserError
 
 
 class Exporter(pl.LightningModule):
@@ -47,10 +49,12 @@ class Mute(pl.LightningModule):
     """Has no export_pretrained."""
 
 
-def fit(module: pl.LightningModule, tmp_path: Path, callback: HFExport, **arguments: Any) -> None:
+def fit(
+    module: pl.LightningModule, tmp_path: Path, callback: HFExport, ckpt_path: Path | None = None, **arguments: Any
+) -> pl.Trainer:
     trainer = pl.Trainer(
         accelerator="cpu",
-        max_epochs=1,
+        max_epochs=2 if ckpt_path else 1,
         callbacks=[callback],
         logger=False,
         log_every_n_steps=1,
@@ -60,7 +64,15 @@ def fit(module: pl.LightningModule, tmp_path: Path, callback: HFExport, **argume
         enable_model_summary=False,
         **arguments,
     )
-    trainer.fit(module, DataLoader(torch.ones(2, 1)))
+    trainer.fit(module, DataLoader(torch.ones(2, 1)), ckpt_path=ckpt_path)
+    return trainer
+
+
+def checkpoint(tmp_path: Path) -> Path:
+    """Of a run without an export."""
+    trainer = fit(Exporter(), tmp_path / "first start", HFExport(), max_steps=1)
+    trainer.save_checkpoint(tmp_path / "first start" / "step=1.ckpt")
+    return tmp_path / "first start" / "step=1.ckpt"
 
 
 def former_export(folder: Path) -> Path:
@@ -68,6 +80,7 @@ def former_export(folder: Path) -> Path:
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_text("former")
     (folder / "shard-2.safetensors").write_text("former")
+    stamp_export(folder)
     return folder
 
 
@@ -83,20 +96,45 @@ def test_default_folder_is_made_and_announced(tmp_path: Path, caplog: pytest.Log
     assert f"Model exported to {tmp_path / 'model'}" in caplog.text
 
 
-def test_former_export_is_replaced_as_a_whole(tmp_path: Path):
+def test_a_resumed_run_replaces_the_former_export_as_a_whole(tmp_path: Path):
+    resumed = checkpoint(tmp_path)
     folder = former_export(tmp_path / "final")
     (tmp_path / ".final.1.partial").mkdir()
     (tmp_path / ".final.1.partial" / "rest of a crashed export").touch()
-    fit(Exporter(), tmp_path, HFExport(str(folder)))
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    fit(Exporter(), tmp_path, HFExport(str(folder)), ckpt_path=resumed)
+    assert sorted(path.name for path in folder.iterdir()) == [".videorft_export", "config.json", "model.safetensors"]
     assert (folder / "model.safetensors").read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["final", "first start"]
+
+
+def test_another_run_does_not_replace_the_former_export(tmp_path: Path):
+    folder = former_export(tmp_path / "model")
+    with pytest.raises(UserError, match=r"model holds the model of an earlier run.*--ckpt_path last.*default_root_dir"):
+        fit(Exporter(interruption=RuntimeError("trained")), tmp_path, HFExport())
+    assert (folder / "model.safetensors").read_text() == "former"
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+@pytest.mark.parametrize("stamped", [False, True], ids=["somebody's model", "an export with a file of the user"])
+def test_what_no_export_wrote_is_never_removed(tmp_path: Path, resumes: bool, stamped: bool):
+    resumed = checkpoint(tmp_path) if resumes else None
+    folder = former_export(tmp_path / "model")
+    if stamped:
+        (folder / "notes.md").write_text("of the user")
+    else:
+        (folder / ".videorft_export").unlink()
+    before = sorted(path.name for path in folder.iterdir())
+    foreign = "notes.md" if stamped else "config.json, model.safetensors"
+    with pytest.raises(UserError, match=f"holds what no export of this project wrote: {foreign}"):
+        fit(Exporter(interruption=RuntimeError("trained")), tmp_path, HFExport(), ckpt_path=resumed)
+    assert sorted(path.name for path in folder.iterdir()) == before
 
 
 def test_failed_export_keeps_the_former_one(tmp_path: Path):
+    resumed = checkpoint(tmp_path)
     folder = former_export(tmp_path / "model")
     with pytest.raises(OSError, match="disk full"):
-        fit(Exporter(failure=OSError("disk full")), tmp_path, HFExport())
+        fit(Exporter(failure=OSError("disk full")), tmp_path, HFExport(), ckpt_path=resumed)
     assert (folder / "model.safetensors").read_text() == "former"
 
 
@@ -118,7 +156,7 @@ def test_folder_with_other_things_is_refused_before_training(tmp_path: Path):
     folder = tmp_path / "results"
     folder.mkdir()
     (folder / "thesis.tex").touch()
-    with pytest.raises(ValueError, match=r"results, which is not a model folder .*HFExport\.output"):
+    with pytest.raises(UserError, match=r"HFExport\.output is .*results', which would be replaced.*thesis\.tex"):
         fit(Exporter(interruption=RuntimeError("trained")), tmp_path, HFExport(str(folder)))
     assert (folder / "thesis.tex").exists()
 

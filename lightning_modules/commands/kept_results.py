@@ -1,0 +1,71 @@
+"""What a run of the command line leaves behind, and that it does not replace what another one left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning import LightningModule, Trainer
+
+
+def folder_lock(command: str, trainer: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Holds the run's folder where the command writes to it.
+
+    Args:
+        command: fit, validate, test or predict.
+        trainer: the parsed configuration of the trainer.
+
+    Raises:
+        UserError: on entering, another process trains there.
+    """
+    from lightning_modules.training.run_lock import run_lock
+
+    root = str(trainer.get("default_root_dir") or ".")
+    if command != "fit" or trainer.get("fast_dev_run") or "://" in root:
+        return nullcontext()
+    return run_lock(Path(root))
+
+
+def result_options(options: Mapping[str, Any], command: str, model: LightningModule) -> dict[str, Any]:
+    """Arguments of a Trainer that keeps predictions of all but benchmarks, and no checkpoints of a fast_dev_run.
+
+    Args:
+        options: what the configuration gives, instantiated.
+        command: fit, validate, test or predict.
+        model: the module, which in a benchmark writes its own predictions.
+    """
+    from lightning.pytorch.callbacks import Checkpoint
+
+    from lightning_modules.benchmark_module import BenchmarkModule
+    from lightning_modules.callbacks import PredictionWriter
+
+    options, callbacks = dict(options), options.get("callbacks") or []
+    callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+    if options.get("fast_dev_run"):
+        # Lightning skips the intervals of a ModelCheckpoint then, but not its last checkpoint.
+        callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
+        options["enable_checkpointing"] = False
+    has_writer = any(isinstance(callback, PredictionWriter) for callback in callbacks)
+    if command != "fit" and not has_writer and not isinstance(model, BenchmarkModule):
+        callbacks.append(PredictionWriter())
+    return {**options, "callbacks": callbacks}
+
+
+def check_unused(trainer: Trainer, command: str, ckpt_path: str | None) -> None:
+    """
+    Raises:
+        UserError: the run would replace results of another one.
+    """
+    from lightning_modules.callbacks import HFExport, PredictionWriter, RolloutStore
+
+    kinds: tuple[type, ...] = (PredictionWriter,)
+    if command == "fit":
+        # Lightning itself continues from what SLURM made it save.
+        continued = ckpt_path is not None or any(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
+        kinds = () if continued else (HFExport, PredictionWriter, RolloutStore)
+    for callback in trainer.callbacks:
+        if isinstance(callback, kinds):
+            callback.check_unused(trainer)
