@@ -116,7 +116,7 @@ def _check_names(data: Mapping[str, Any]) -> None:
         meant = _meant(name)
         asks_blindly = meant == "options" and data.get("problem_type") == ProblemType.MULTIPLE_CHOICE
         becomes_text = meant == "path" and "data_type" not in data and isinstance(value, str)
-        if (asks_blindly or becomes_text) and not data.get(meant):
+        if meant is not None and (asks_blindly or becomes_text) and not data.get(meant):
             raise UserError(
                 f"there is a field {name!r} and no {meant!r}, without which this would become another question. "
                 f"Rename it to {meant!r}."

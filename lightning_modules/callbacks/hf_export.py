@@ -54,7 +54,7 @@ class HFExport(Callback):
                 f"HFExport needs a module with export_pretrained(path); {type(pl_module).__name__} has none. "
                 "Remove the callback or add the method."
             )
-        if not trainer.fast_dev_run:
+        if not is_fast_dev_run(trainer):
             check_replaceable(self._folder(trainer), option="HFExport.output")
 
     def check_unused(self, trainer: pl.Trainer) -> None:
@@ -63,7 +63,7 @@ class HFExport(Callback):
             UserError: the folder holds an export already, and this run does not continue the one that made it.
         """
         folder = self._folder(trainer)
-        if not trainer.fast_dev_run and folder.is_dir() and any(folder.iterdir()):
+        if not is_fast_dev_run(trainer) and folder.is_dir() and any(folder.iterdir()):
             raise UserError(
                 f"{folder} holds the model of an earlier run, which this one would replace. Continue that run with "
                 "--ckpt_path last, or give this one a folder of its own with trainer.default_root_dir (or "

@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_modules.training.typed_lightning import datamodule_of, is_fast_dev_run
+
 
 class LastStep(Checkpoint):
     """Saves the last checkpoint of every ModelCheckpoint with `save_last` when training ends, and after an error.
@@ -30,11 +32,12 @@ class LastStep(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.fast_dev_run:
+        if is_fast_dev_run(trainer):
             return
         if trainer.global_step != self._step:
             self._step, self._loop = trainer.global_step, trainer.fit_loop.state_dict()
-            self._data = {} if trainer.datamodule is None else trainer.datamodule.state_dict()
+            data = datamodule_of(trainer)
+            self._data = {} if data is None else {type(data).__qualname__: data.state_dict()}
         if _is_last(trainer, batch_idx):
             self._save(trainer)
 
@@ -65,11 +68,10 @@ class LastStep(Checkpoint):
     ) -> None:
         if self._after_error:
             checkpoint["loops"]["fit_loop"] = self._loop
-            if self._data:
-                checkpoint[type(trainer.datamodule).__qualname__] = self._data
+            checkpoint.update(self._data)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        if trainer.fast_dev_run or self._step is None:
+        if is_fast_dev_run(trainer) or self._step is None:
             return
         for callback in _with_last(trainer):
             if callback._last_global_step_saved == trainer.global_step:

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_modules.evaluation.journal import Journal
-from lightning_modules.training.typed_lightning import is_fast_dev_run
+from lightning_modules.training.typed_lightning import from_rank_zero, is_fast_dev_run
 from rewards.errors import UserError
 
 Row = dict[str, Any]
@@ -47,7 +47,7 @@ class PredictionWriter(Callback):
         Raises:
             UserError: the file to write is that of an earlier run.
         """
-        if self.output is not None and not trainer.fast_dev_run and self.output.exists():
+        if self.output is not None and not is_fast_dev_run(trainer) and self.output.exists():
             raise UserError(
                 f"PredictionWriter.output is {str(self.output)!r}, which holds the predictions of an earlier run. Give "
                 "another file, or none to have a new one for every start, or move that one away."
@@ -87,7 +87,7 @@ class PredictionWriter(Callback):
         self._journal.close()
         trainer.strategy.barrier("predictions written")
         if trainer.is_global_zero:
-            self._merge(trainer.world_size)
+            _merge(self._journal, trainer.world_size)
         # No process may start the next run, and with it its part, while the parts are being merged.
         trainer.strategy.barrier("predictions merged")
         rank_zero_info(f"Predictions: {self._journal.output}")
@@ -109,44 +109,45 @@ class PredictionWriter(Callback):
         if self.output is not None:
             return self.output
         folder = Path(trainer.log_dir or trainer.default_root_dir)
-        names = chain(["predictions.jsonl"], (f"predictions-{number}.jsonl" for number in count(2)))
-        journals = (Journal(folder / name) for name in names)
-        free = next(journal for journal in journals if not journal.output.exists() and not journal.parts())
-        return trainer.strategy.broadcast(free.output)
+        return from_rank_zero(trainer.strategy, lambda: _free_file(folder))
 
-    def _merge(self, ranks: int) -> None:
-        """Parts of all ranks into the output, in record order.
 
-        A distributed sampler repeats records so that all ranks have equally many: of a record that several ranks
-        answered, the rows of the first one are kept.
-        """
-        parts = [self._journal.part(rank) for rank in range(ranks)]
-        missing = [str(part) for part in parts if not part.exists()]
-        if missing:
-            raise UserError(
-                f"Rank 0 does not see {', '.join(missing)}. Give PredictionWriter an output on a file system that all "
-                "nodes share; each node's rows are in its own .partial files."
-            )
-        rows = sorted(
-            (
-                (*entry["order"], rank, entry["row"])
-                for rank, part in enumerate(parts)
-                for entry in map(json.loads, part.read_text(encoding="utf-8").split("\n")[:-1])
-            ),
-            key=lambda entry: entry[:4],
+def _free_file(folder: Path) -> Path:
+    names = chain(["predictions.jsonl"], (f"predictions-{number}.jsonl" for number in count(2)))
+    journals = (Journal(folder / name) for name in names)
+    return next(each.output for each in journals if not each.output.exists() and not each.parts())
+
+
+def _merge(journal: Journal, ranks: int) -> None:
+    """Parts of all ranks into the output, in record order.
+
+    A distributed sampler repeats records so that all ranks have equally many: of a record that several ranks
+    answered, the rows of the first one are kept.
+    """
+    parts = [journal.part(rank) for rank in range(ranks)]
+    missing = [str(part) for part in parts if not part.exists()]
+    if missing:
+        raise UserError(
+            f"Rank 0 does not see {', '.join(missing)}. Give PredictionWriter an output on a file system that all "
+            "nodes share; each node's rows are in its own .partial files."
         )
-        owners: dict[tuple[int, Any], int] = {}
-        kept = [
-            row
-            for dataloader, _, _, rank, row in rows
-            if owners.setdefault((dataloader, row["problem_id"]), rank) == rank
-        ]
-        self._journal.publish(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
-        if len(kept) < len(rows):
-            rank_zero_info(
-                f"{len(rows) - len(kept)} rows of records that the sampler repeated to fill the last batches are left "
-                "out."
-            )
+    rows = sorted(
+        (
+            (*entry["order"], rank, entry["row"])
+            for rank, part in enumerate(parts)
+            for entry in map(json.loads, part.read_text(encoding="utf-8").split("\n")[:-1])
+        ),
+        key=lambda entry: entry[:4],
+    )
+    owners: dict[tuple[int, Any], int] = {}
+    kept = [
+        row for dataloader, _, _, rank, row in rows if owners.setdefault((dataloader, row["problem_id"]), rank) == rank
+    ]
+    journal.publish(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+    if len(kept) < len(rows):
+        rank_zero_info(
+            f"{len(rows) - len(kept)} rows of records that the sampler repeated to fill the last batches are left out."
+        )
 
 
 def _check_rows(rows: Any) -> None:

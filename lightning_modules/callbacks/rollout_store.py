@@ -89,7 +89,7 @@ class RolloutStore(Callback):
             UserError: the folder holds rollouts already, and this run does not continue the one that stored them.
         """
         folder = self._output_folder(trainer)
-        if not trainer.fast_dev_run and folder.is_dir() and _rollout_files(folder):
+        if not is_fast_dev_run(trainer) and folder.is_dir() and _rollout_files(folder):
             raise UserError(
                 f"{folder} holds the rollouts of an earlier run, which this one would set aside. Continue that run "
                 "with --ckpt_path last, or give this one a folder of its own with trainer.default_root_dir (or "

@@ -60,12 +60,13 @@ def check_unused(trainer: Trainer, command: str, ckpt_path: str | None) -> None:
         UserError: the run would replace results of another one.
     """
     from lightning_modules.callbacks import HFExport, PredictionWriter, RolloutStore
+    from lightning_modules.training.typed_lightning import callbacks_of
 
     kinds: tuple[type, ...] = (PredictionWriter,)
     if command == "fit":
         # Lightning itself continues from what SLURM made it save.
         continued = ckpt_path is not None or any(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
         kinds = () if continued else (HFExport, PredictionWriter, RolloutStore)
-    for callback in trainer.callbacks:
+    for callback in callbacks_of(trainer):
         if isinstance(callback, kinds):
             callback.check_unused(trainer)
