@@ -10,6 +10,7 @@ from pathlib import Path
 
 from datamodules.records import RecordFile
 from datamodules.types import VideoRecord
+from datamodules.video.clip_cache import ClipCache
 from datamodules.video.frame_sampling import FrameConfig
 from datamodules.video.time_range import time_range
 from datamodules.video.types import MediaConfig, ReaderName, VideoClip, VideoReadError
@@ -60,10 +61,12 @@ def read_media(
     *,
     reader: ReaderName = "pyav",
     media: MediaConfig = MediaConfig(),  # noqa: B008 - frozen
+    cache: ClipCache | None = None,
 ) -> VideoClip | None:
     """Decode and resize the frames of a video or the image of a record; None for a text-only record.
 
-    A video whose record carries `start` or `end` is read between these seconds alone.
+    A video whose record carries `start` or `end` is read between these seconds alone. With a `cache`, it is read from
+    there, or put there.
 
     Raises:
         VideoReadError: the file cannot be read; the message begins with the record's place.
@@ -76,8 +79,8 @@ def read_media(
     times = record_times(record)
     try:
         if record.data_type == "image":
-            return read_image(record.path, config, media=media, root=data_root)
-        return read_video(record.path, config, reader, media=media, root=data_root, **times)
+            return read_image(record.path, config, media=media, root=data_root, cache=cache)
+        return read_video(record.path, config, reader, media=media, root=data_root, cache=cache, **times)
     except VideoReadError as error:
         raise type(error)(f"{record.where}: {error}") from error
 

@@ -30,6 +30,7 @@ from datamodules.prompts import PromptTemplate
 from datamodules.records import SHOWN_PROBLEMS, RecordSet, open_records
 from datamodules.sampler import ResumableSampler
 from datamodules.types import BadRecord, EncodedPrompt, PromptBatch, SFTBatch, VideoRecord
+from datamodules.video.clip_cache import ClipCache, ClipCacheConfig
 from datamodules.video.decoding import READERS
 from datamodules.video.frame_sampling import EVAL, TRAIN, FrameConfig
 from datamodules.video.types import MediaConfig, ReaderName
@@ -52,6 +53,7 @@ class EncodedRecords(Dataset):
     with_targets: bool
     """Give `SFTSample`s."""
     on_bad_media: OnBadMedia
+    clip_cache: ClipCache | None = None
     known_bad: dict[int, BadRecord] = field(default_factory=dict)
     """What this process found bad before: it is not read again, since that may take minutes."""
 
@@ -100,7 +102,9 @@ class EncodedRecords(Dataset):
     def prompt(self, index: int, replaces: tuple[BadRecord, ...] = ()) -> EncodedPrompt:
         """As `encoded`, never with a target."""
         record = self.records[index]
-        clip = read_media(record, self.records.data_root, self.config, reader=self.reader, media=self.media)
+        clip = read_media(
+            record, self.records.data_root, self.config, reader=self.reader, media=self.media, cache=self.clip_cache
+        )
         return replace(self.encoder.encode_prompt(record, clip), replaces=replaces)
 
 
@@ -123,6 +127,8 @@ class VideoDataModule(L.LightningDataModule):
         on_bad_media: "raise" ends the run at a record that cannot be used, "quarantine" takes another one of the same
             data type in its place and lists it in bad_media.jsonl in the trainer's default_root_dir.
         max_bad_fraction: with "quarantine", more bad records than this fraction of those drawn end the run.
+        clip_cache: folder and size limit of decoded clips that later epochs and runs read in place of the media; null
+            decodes them each time.
         seconds_per_patch: seconds of video per temporal patch for the rotary positions; null takes the real value.
         max_prompt_tokens: a longer prompt is an error; prompts are never cut.
         batch_size: records per rank and step in fit.
@@ -150,6 +156,7 @@ class VideoDataModule(L.LightningDataModule):
         media: MediaConfig = MediaConfig(),  # noqa: B008 - frozen, and its fields show in --help
         on_bad_media: OnBadMedia = "raise",
         max_bad_fraction: float = 0.05,
+        clip_cache: ClipCacheConfig | None = None,
         seconds_per_patch: float | None = None,
         max_prompt_tokens: int = 16384,
         batch_size: int = 1,
@@ -178,6 +185,7 @@ class VideoDataModule(L.LightningDataModule):
         self.media = media
         self.on_bad_media: OnBadMedia = on_bad_media
         self.max_bad_fraction = max_bad_fraction
+        self.clip_cache = None if clip_cache is None else ClipCache(clip_cache)
         self.seconds_per_patch = seconds_per_patch
         self.max_prompt_tokens = max_prompt_tokens
         self.batch_size = batch_size
@@ -391,6 +399,7 @@ class VideoDataModule(L.LightningDataModule):
             media=self.media,
             with_targets=with_targets,
             on_bad_media=self.on_bad_media,
+            clip_cache=self.clip_cache,
         )
 
     def _eval_loader(self, stage: str) -> DataLoader:

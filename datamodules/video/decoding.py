@@ -20,6 +20,7 @@ from datamodules.video.media_place import media_place
 from datamodules.video.pyav_reader import CountedVideo, IndexedVideo, IndexMismatch
 from datamodules.video.time_range import TimeRange
 from datamodules.video.types import (
+    FileIdentity,
     FramePlan,
     MediaConfig,
     ReaderName,
@@ -33,7 +34,7 @@ from datamodules.video.video_file import DECODER_THREADS, VideoFile
 OTHER_READER = "Use `reader: pyav`, or fetch the file again or re-encode it."
 
 
-Task = Literal["video", "image", "probe"]
+Task = Literal["video", "image", "probe", "identity"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class ReadRequest:
     """One file to read."""
 
     task: Task
-    """Frames of a video, an image, or a video's numbers alone."""
+    """Frames of a video, an image, a video's numbers alone, or what the disk knows of the file without opening it."""
     path: str
     root: str | None = None
     """Folder that `path` is below, and must not lead out of; None takes the path as it is."""
@@ -70,12 +71,12 @@ class Restart:
     cause: str
 
 
-Event = FramePlan | Picture | VideoMetadata | Restart
+Event = FramePlan | Picture | VideoMetadata | FileIdentity | Restart
 Numbered = Iterator[tuple[int, np.ndarray]]
 
 
 def decode(request: ReadRequest) -> Iterator[Event]:
-    """Read a file: the plan, then each picture of it once; or a video's numbers.
+    """Read a file: the plan, then each picture of it once; or a video's numbers, or the file's identity.
 
     Raises:
         VideoReadError: the file cannot be read, whatever went wrong in the libraries that read it.
@@ -108,6 +109,12 @@ def _video(path: Path, request: ReadRequest) -> Iterator[Event]:
 
 def _probe(path: Path, request: ReadRequest) -> Iterator[Event]:
     return _with_video(path, request, lambda video: iter([_metadata(video, request.times)]))
+
+
+def _identity(path: Path, request: ReadRequest) -> Iterator[Event]:
+    path = path.resolve()
+    status = path.stat()
+    yield FileIdentity(path=str(path), size=status.st_size, modified=status.st_mtime_ns, changed=status.st_ctime_ns)
 
 
 def _pyav(path: Path, request: ReadRequest) -> Iterator[Event]:
@@ -223,7 +230,12 @@ def _metadata(video: IndexedVideo | CountedVideo, times: TimeRange | None) -> Vi
     )
 
 
-_TASKS: dict[str, Callable[[Path, ReadRequest], Iterator[Event]]] = {"video": _video, "image": _image, "probe": _probe}
+_TASKS: dict[Task, Callable[[Path, ReadRequest], Iterator[Event]]] = {
+    "video": _video,
+    "image": _image,
+    "probe": _probe,
+    "identity": _identity,
+}
 READERS: dict[ReaderName, Callable[[Path, ReadRequest], Iterator[Event]]] = {
     "pyav": _pyav,
     "decord": _decord,

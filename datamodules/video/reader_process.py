@@ -29,6 +29,7 @@ import numpy as np
 
 from datamodules.video.decoding import Event, Picture, ReadRequest, Restart
 from datamodules.video.types import (
+    FileIdentity,
     FramePlan,
     MediaPathError,
     ReaderStartError,
@@ -176,7 +177,7 @@ class ReaderProcess:
             return Picture(number=message["number"], pixels=pixels)
         if kind == "plan":
             return FramePlan(**{**message, "indices": tuple(message["indices"])})
-        return {"metadata": VideoMetadata, "restart": Restart}[kind](**message)
+        return {"metadata": VideoMetadata, "identity": FileIdentity, "restart": Restart}[kind](**message)
 
     def _read(self, size: int, deadline: float) -> bytearray:
         """Exactly `size` bytes.

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from datamodules.video.decoding import Picture, ReadRequest, Restart, decode
-from datamodules.video.types import FramePlan, VideoReadError
+from datamodules.video.types import FileIdentity, FramePlan, VideoReadError
 
 MEMORY = 8 * 2**30
 """Bytes that the process may take: a file that needs more is unreadable, and training goes on."""
@@ -54,7 +54,7 @@ def _serve(request: ReadRequest, outgoing: BinaryIO) -> None:
                 _send(outgoing, {"kind": "picture", "number": event.number, "shape": event.pixels.shape[:2]})
                 _write(outgoing, np.ascontiguousarray(event.pixels).data.cast("B"))
             else:
-                kind = {FramePlan: "plan", Restart: "restart"}.get(type(event), "metadata")
+                kind = {FramePlan: "plan", FileIdentity: "identity", Restart: "restart"}.get(type(event), "metadata")
                 _send(outgoing, {"kind": kind, **asdict(event)})
     except VideoReadError as error:
         _send(outgoing, {"kind": "error", "type": type(error).__name__, "text": str(error)})

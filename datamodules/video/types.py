@@ -110,6 +110,20 @@ class FramePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FileIdentity:
+    """A media file as the disk knows it; another content has another one."""
+
+    path: str
+    """Absolute, symbolic links resolved."""
+    size: int
+    """Bytes."""
+    modified: int
+    """Nanoseconds; programs may set it back."""
+    changed: int
+    """Nanoseconds; the kernel sets it with every change of content or metadata."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VideoMetadata:
     """Numbers of a video as a viewer sees it: edit list and rotation applied."""
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from datamodules.video.clip_cache import ClipCache
 from datamodules.video.decoding import READERS, Event, Picture, ReadRequest, Restart, Task, decode
 from datamodules.video.frame_sampling import FrameConfig
 from datamodules.video.reader_process import decode_elsewhere
@@ -37,6 +38,7 @@ def read_video(
     end: float | None = None,
     media: MediaConfig = MediaConfig(),  # noqa: B008 - frozen
     root: str | Path | None = None,
+    cache: ClipCache | None = None,
 ) -> VideoClip:
     """Sample, decode and resize a video: uint8 [F, 3, H, W], RGB, upright, non-square pixels taken as square.
 
@@ -52,6 +54,7 @@ def read_video(
         end: seconds, at most a second beyond the end of the video; None for the end.
         media: time limit, strictness and bounds.
         root: folder that `path` is relative to and must not lead out of; None takes the path as it is.
+        cache: where the clip may be already, and is put if not.
 
     Raises:
         VideoReadError: no such file, no video stream, no frames, cut off, damaged where it matters, too thin, too
@@ -63,7 +66,7 @@ def read_video(
     if reader not in READERS:
         raise UserError(f"Unknown video reader {reader!r}; choose one of {', '.join(READERS)}.")
     request = _request("video", path, root, config, media)
-    return _clip(replace(request, times=time_range(start, end), reader=reader))
+    return _cached(replace(request, times=time_range(start, end), reader=reader), cache)
 
 
 def read_image(
@@ -72,12 +75,13 @@ def read_image(
     *,
     media: MediaConfig = MediaConfig(),  # noqa: B008 - frozen
     root: str | Path | None = None,
+    cache: ClipCache | None = None,
 ) -> VideoClip:
     """Read and resize an image as a browser shows it on white: one frame, uint8 [1, 3, H, W], RGB.
 
     Arguments and errors are those of `read_video`.
     """
-    return _clip(_request("image", path, root, config, media))
+    return _cached(_request("image", path, root, config, media), cache)
 
 
 def probe_video(
@@ -117,6 +121,10 @@ def _request(
         config=config,
         media=media,
     )
+
+
+def _cached(request: ReadRequest, cache: ClipCache | None) -> VideoClip:
+    return _clip(request) if cache is None else cache.clip(request, _clip)
 
 
 def _clip(request: ReadRequest) -> VideoClip:
