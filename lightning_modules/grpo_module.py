@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -60,7 +61,9 @@ class GRPOModule(PolicyModule):
         loss_config: its coefficients; beta > 0 needs a reference: a frozen copy or, with lora, the adapters disabled.
         advantage_scale: what advantages are divided by: the standard deviation of their group, of the batch, or none.
         inner_epochs: passes over each rollout.
-        micro_batch_groups: groups per backward pass; null takes the whole batch.
+        micro_batch_groups: groups whose prompts are computed together; null takes the whole batch.
+        micro_batch_completions: completions per backward pass, so that memory does not grow with the group; the prompts
+            are computed once all the same. Null takes all of the micro-batch in one pass, with its prompts.
         mask_truncated: leave completions that hit the token limit out of the loss.
         max_resamples: how often a group whose rewards all agree is drawn again.
         max_grad_norm: gradients are scaled down to this norm.
@@ -84,6 +87,7 @@ class GRPOModule(PolicyModule):
         advantage_scale: AdvantageScale = "group",
         inner_epochs: int = 1,
         micro_batch_groups: int | None = None,
+        micro_batch_completions: int | None = None,
         mask_truncated: bool = False,
         max_resamples: int = 0,
         max_grad_norm: float = 1.0,
@@ -93,7 +97,9 @@ class GRPOModule(PolicyModule):
         super().__init__(**kwargs)
         self.automatic_optimization = False
         check_sync(reference_sync_steps, beta=loss_config.beta, has_adapters=self.lora is not None)
-        _check_arguments(group_size, inner_epochs, micro_batch_groups, max_resamples, max_grad_norm)
+        _check_arguments(
+            group_size, inner_epochs, micro_batch_groups, micro_batch_completions, max_resamples, max_grad_norm
+        )
         self.loss = find_loss(loss, loss_config)
         self.suite = RewardSuite(rewards, suite)
         self.group_size = group_size
@@ -102,6 +108,7 @@ class GRPOModule(PolicyModule):
         self.advantage_scale: AdvantageScale = advantage_scale
         self.inner_epochs = self.steps_per_batch = inner_epochs
         self.micro_batch_groups = micro_batch_groups
+        self.micro_batch_completions = micro_batch_completions
         self.mask_truncated = mask_truncated
         self.max_resamples = max_resamples
         self.max_grad_norm = max_grad_norm
@@ -126,6 +133,7 @@ class GRPOModule(PolicyModule):
             temperature=self.sampling.temperature,
             max_new_tokens=self.sampling.max_new_tokens,
             micro_batch_groups=self.micro_batch_groups,
+            micro_batch_completions=self.micro_batch_completions,
             mask_truncated=self.mask_truncated,
         )
 
@@ -253,9 +261,12 @@ class GRPOModule(PolicyModule):
         for epoch in range(self.inner_epochs):
             optimizer.zero_grad()
             losses: list[Tensor] = []
-            for left, micro in zip(reversed(range(len(micro_batches))), micro_batches, strict=True):
-                loss = self.update.compute_loss(micro, metrics if epoch == 0 else StepMetrics())
-                with gradient_sync(strategy, last=left == 0):
+            passes, logs = (
+                sum(micro.backward_passes for micro in micro_batches),
+                metrics if epoch == 0 else StepMetrics(),
+            )
+            for loss in chain.from_iterable(self.update.losses(micro, logs) for micro in micro_batches):
+                with gradient_sync(strategy, last=len(losses) + 1 == passes):
                     self.manual_backward(loss)
                 losses.append(loss.detach())
             norm = whole_norm(clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)).item()
@@ -301,7 +312,12 @@ class GRPOModule(PolicyModule):
 
 
 def _check_arguments(
-    group_size: int, inner_epochs: int, micro_batch_groups: int | None, max_resamples: int, max_grad_norm: float
+    group_size: int,
+    inner_epochs: int,
+    micro_batch_groups: int | None,
+    micro_batch_completions: int | None,
+    max_resamples: int,
+    max_grad_norm: float,
 ) -> None:
     checks = {
         "group_size": (group_size, group_size >= 2, ">= 2, because advantages compare the completions of a group"),
@@ -310,6 +326,11 @@ def _check_arguments(
             micro_batch_groups,
             micro_batch_groups is None or micro_batch_groups >= 1,
             ">= 1, or null for all groups",
+        ),
+        "micro_batch_completions": (
+            micro_batch_completions,
+            micro_batch_completions is None or micro_batch_completions >= 1,
+            ">= 1, or null for all completions of the groups and their prompts in one pass",
         ),
         "max_resamples": (max_resamples, max_resamples >= 0, ">= 0 (0 draws every group once)"),
         "max_grad_norm": (max_grad_norm, max_grad_norm > 0, "> 0"),

@@ -182,7 +182,8 @@ def _rollout_losses(module: GRPOModule, stored: StoredBatch, advantages: Tensor,
         (micro,) = module.update.prepare(
             batch, [group], advantages[row : row + 1], mean_over_ranks=_alone, max_over_ranks=_alone
         )
-        yield (group.prompt.record.where,), module.update.compute_loss(micro, StepMetrics())
+        for loss in module.update.losses(micro, StepMetrics()):
+            yield (group.prompt.record.where,), loss
 
 
 def _prompt_logits(module: PolicyModule, stored: StoredBatch, device: torch.device) -> Losses:

@@ -143,9 +143,11 @@ class StepMemory:
         )
         self._drop_gradients()
         for micro_batch in micro_batches[:2]:  # the third finds what the second found
-            with self._autocast():
-                loss = module.update.compute_loss(micro_batch, StepMetrics())
-            self._backward(loss)
+            losses = module.update.losses(micro_batch, StepMetrics())
+            for _ in range(micro_batch.backward_passes):
+                with self._autocast():
+                    loss = next(losses)
+                self._backward(loss)
 
     def _fine_tuning(self, prompts: PromptBatch, size: StepSize) -> None:
         target = torch.full((size.completion_tokens,), TEXT_TOKEN)
@@ -175,8 +177,10 @@ class StepMemory:
         """FSDP2 keeps gathered what is no layer. Of the layers one computes while the next one arrives, and the
         gradient of one leaves. Without an exchange after every micro-batch, whole gradients wait for the last one."""
         layers = [tensor_bytes(block.parameters()) for block in self.policy.family.blocks(self.policy.model)]
-        micro = None if self.grpo is None else self.grpo.micro_batch_groups
-        several = size.accumulated > 1 or (micro is not None and micro < size.prompts)
+        several = size.accumulated > 1
+        if self.grpo is not None:
+            groups = self.grpo.micro_batch_groups or size.prompts
+            several = groups < size.prompts or self.grpo.micro_batch_completions is not None
         waiting = 0
         if several and not self.rank.reduce_every_backward:
             waiting = sum(p.numel() for p in self.policy.parameters() if p.requires_grad)

@@ -7,13 +7,11 @@ Hq and Hkv attention heads, R = Hq / Hkv, D head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from transformers.cache_utils import DynamicCache
+from lightning_modules.functional.masking import length_mask
 
 FIRST_CAPACITY = 64
 """Completion tokens that room is made for at first; it doubles when it is full."""
@@ -23,19 +21,18 @@ class GroupCache:
     """Keys and values of B prompts, and of the S sequences that continue them.
 
     Args:
-        prompts: cache of the B prompts, filled by one forward pass.
-        prompt_mask: [B, P], 0 on padding.
+        prompts: per layer keys and values [B, Hkv, P, D], with anything finite after the shorter prompts.
+        lengths: tokens of each prompt.
         group_size: G.
     """
 
-    def __init__(self, prompts: DynamicCache, prompt_mask: Tensor, group_size: int) -> None:
-        layers = cast("Sequence[Any]", prompts.layers)  # declared as those of all architectures, and as not yet filled
-        self.prompts: list[tuple[Tensor, Tensor]] = [(layer.keys, layer.values) for layer in layers]
-        padded = prompt_mask == 0
-        self.prompt_padding = padded[:, None, None] if bool(padded.any()) else None  # [B, 1, 1, P]
+    def __init__(self, prompts: Sequence[tuple[Tensor, ...]], lengths: Sequence[int], group_size: int) -> None:
+        self.prompts = [(keys, values) for keys, values in prompts]
+        device = self.prompts[0][0].device
+        padded = ~length_mask(torch.tensor(lengths), max(lengths))
+        self.prompt_padding = padded[:, None, None].to(device) if bool(padded.any()) else None  # [B, 1, 1, P]
         self.length = 0
-        count = prompt_mask.shape[0] * group_size
-        self.prompt_of_row = torch.arange(count, device=prompt_mask.device) // group_size  # [S]
+        self.prompt_of_row = torch.arange(len(lengths) * group_size, device=device) // group_size  # [S]
         self._own: list[tuple[Tensor, Tensor]] = []
         self._arrange()
 

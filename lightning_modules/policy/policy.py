@@ -22,6 +22,7 @@ from lightning_modules.functional.logprobs import TokenStatistics, token_statist
 from lightning_modules.functional.masking import length_mask
 from lightning_modules.policy.family import ModelFamily
 from lightning_modules.policy.group_cache import GroupCache
+from lightning_modules.policy.prompt_state import PromptState
 from lightning_modules.policy.shared_prefix import pack_index
 from lightning_modules.policy.types import CompletionStatistics, PolicyBatch
 
@@ -86,37 +87,49 @@ class Policy(nn.Module):
         if not self.vision_is_frozen:
             return batch
         if batch.vision is None:
-            return replace(batch, vision_features=self._head.new_empty(0, self._head.shape[1]))
+            return replace(batch, vision_features=self._no_features())
         with torch.no_grad():
             return replace(batch, vision_features=self.family.encode_vision(self.model, batch.vision))
 
-    def pack(self, batch: PromptBatch, completions: Sequence[Sequence[Tensor]]) -> PolicyBatch:
-        """Pack B prompts with G completions each (int64 [C] on the CPU, end-of-sequence included) into one row.
+    def pack(
+        self, batch: PromptBatch, completions: Sequence[Sequence[Tensor]], *, prompts_in_row: bool = True
+    ) -> PolicyBatch:
+        """Pack B prompts with any number of completions each (int64 [C] on the CPU, end-of-sequence included) into one
+        row; without `prompts_in_row`, the completions alone.
 
         Positions, media and features are those of the batch, and so is the device.
         """
         assert batch.position_ids is not None and batch.next_position is not None, _NO_POSITIONS
         ids, positions = [], []
         prompt_positions = batch.position_ids.cpu()
+        lengths = [[len(completion) for completion in members] for members in completions]
+        layout, rows = pack_index([len(p.input_ids) for p in batch.prompts], lengths, prompts_in_row=prompts_in_row)
         for row, (next_position, members) in enumerate(zip(batch.next_position.tolist(), completions, strict=True)):
             prompt = batch.prompts[row].input_ids
-            ids.append(prompt)
-            positions.append(prompt_positions[:, row, -len(prompt) :])  # without the padding on the left
+            if prompts_in_row:
+                ids.append(prompt)
+                positions.append(prompt_positions[:, row, -len(prompt) :])  # without the padding on the left
             for completion in members:
                 ids.append(completion[:-1])
                 positions.append((next_position + torch.arange(len(completion) - 1)).expand(3, -1))
-        lengths = [[len(completion) for completion in members] for members in completions]
-        layout, rows = pack_index([len(prompt.input_ids) for prompt in batch.prompts], lengths)
-        flat_lengths = torch.tensor([length for members in lengths for length in members])
+        targets = [completion for members in completions for completion in members]
+        if not any(map(len, ids)):  # a row needs a token, even if what follows it is not used
+            group = next(index for index, members in enumerate(completions) if members)
+            prompt, (_, *others) = layout[group]
+            layout = (*layout[:group], (prompt, (1, *others)), *layout[group + 1 :])
+            ids.append(targets[0])
+            positions.append(batch.next_position[group].cpu().expand(3, 1))
+        flat_lengths = torch.tensor([len(completion) for completion in targets], dtype=torch.long)
+        features = batch.vision_features if prompts_in_row else self._no_features()
         return PolicyBatch(
             input_ids=torch.cat(ids)[None],
             position_ids=torch.cat(positions, dim=1)[:, None],
             layout=layout,
             rows=rows,
-            targets=torch.cat([completion for members in completions for completion in members]),
-            mask=length_mask(flat_lengths, int(flat_lengths.max())),
-            vision=batch.vision if batch.vision_features is None else None,
-            vision_features=batch.vision_features,
+            targets=torch.cat([*targets, flat_lengths[:0]]),
+            mask=length_mask(flat_lengths, max(map(len, targets), default=0)),
+            vision=batch.vision if features is None else None,
+            vision_features=features,
         ).to(batch.input_ids.device)
 
     def embed(self, input_ids: Tensor, vision: VisionInput | None, features: Tensor | None = None) -> Tensor:
@@ -133,16 +146,30 @@ class Policy(nn.Module):
             return embeddings + 0 * features.sum().to(embeddings.dtype)
         return self.family.scatter_vision(embeddings, input_ids, self.family.encode_vision(self.model, vision))
 
-    def logprobs(self, batch: PolicyBatch, *, temperature: float) -> CompletionStatistics:
-        """Log-probabilities of packed completions under the softmax at `temperature`, [S, C]."""
-        hidden = self._hidden(
-            batch.input_ids,
-            batch.vision,
-            batch.position_ids,
-            features=batch.vision_features,
-            shared_prefix=batch.layout,
-        )
-        statistics = self._statistics(hidden[0, batch.rows], batch.targets, temperature)
+    def run_prompts(self, batch: PolicyBatch) -> tuple[PromptState, Tensor]:
+        """Run a row of prompts alone: what completions need of them, and the states after their last tokens [B, H].
+
+        The latter are part of the former; FSDP2 looks in what is returned for what begins a backward pass.
+        """
+        assert not any(lengths for _, lengths in batch.layout), "pack the prompts without completions"
+        lengths = [prompt for prompt, _ in batch.layout]
+        state = PromptState(lengths)
+        last = torch.tensor(lengths).cumsum(0).sub(1).to(batch.input_ids.device)
+        last_hidden = self._row_hidden(batch, state)[last]
+        state.close(last_hidden)
+        return state, last_hidden
+
+    def logprobs(
+        self, batch: PolicyBatch, *, temperature: float, prompts: PromptState | None = None
+    ) -> CompletionStatistics:
+        """Log-probabilities of packed completions under the softmax at `temperature`, [S, C].
+
+        A row of completions alone continues `prompts`.
+        """
+        hidden = self._row_hidden(batch, prompts)
+        if prompts is not None:
+            hidden = torch.cat([prompts.last_hidden, hidden])
+        statistics = self._statistics(hidden[batch.rows], batch.targets, temperature)
         padded = statistics.logprobs.new_zeros(batch.mask.shape)
         return CompletionStatistics(
             logprobs=padded.masked_scatter(batch.mask, statistics.logprobs),
@@ -158,19 +185,8 @@ class Policy(nn.Module):
 
     def prefill(self, batch: PromptBatch, *, group_size: int) -> tuple[Tensor, GroupCache]:
         """Run each prompt once: logits of the first completion token [B, V] and the cache for B * G completions."""
-        from transformers import DynamicCache
-
-        cache = DynamicCache(config=self.model.config.get_text_config())
-        hidden = self._hidden(
-            batch.input_ids,
-            batch.vision,
-            batch.position_ids,
-            features=batch.vision_features,
-            attention_mask=batch.attention_mask,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return self._logits(hidden[:, -1]), GroupCache(cache, batch.attention_mask, group_size)
+        state, last_hidden = Policy.run_prompts(self, self.pack(batch, [()] * len(batch)))
+        return self._logits(last_hidden), GroupCache(state.padded_layers(), state.lengths, group_size)
 
     def decode(self, tokens: Tensor, position: Tensor, cache: GroupCache) -> Tensor:
         """Logits [S, V] after one more token per sequence.
@@ -205,6 +221,14 @@ class Policy(nn.Module):
         return self.family.language_model(self.model)(
             inputs_embeds=self.embed(input_ids, vision, features), position_ids=position_ids, **options
         ).last_hidden_state
+
+    def _row_hidden(self, batch: PolicyBatch, prompts: PromptState | None) -> Tensor:
+        """[L, H] of a packed row."""
+        options = {"features": batch.vision_features, "shared_prefix": batch.layout, "prompts": prompts}
+        return self._hidden(batch.input_ids, batch.vision, batch.position_ids, **options)[0]
+
+    def _no_features(self) -> Tensor:
+        return self._head.new_empty(0, self._head.shape[1])
 
     @property
     def _head(self) -> Tensor:

@@ -6,8 +6,8 @@ optimizer finds them. Who holds it places it, and saves and loads it where it ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from lightning_modules.policy.adapters import adapter_config, disabled_adapters
 from lightning_modules.policy.policy import Policy
+from lightning_modules.policy.prompt_state import PromptState
 from lightning_modules.policy.sharding import sharded_like
 from lightning_modules.policy.types import CompletionStatistics, PolicyBatch
 from rewards.errors import UserError
@@ -38,10 +39,23 @@ class ReferencePolicy:
         self.policy = policy
         self._has_adapters = adapter_config(policy.model) is not None
 
-    def logprobs(self, batch: PolicyBatch, *, temperature: float) -> CompletionStatistics:
-        """As `Policy.logprobs`, without gradients: with adapters, the backward would recompute with them."""
+    def run_prompts(self, batch: PolicyBatch) -> PromptState:
+        """As `Policy.run_prompts`, without gradients."""
+        with self._frozen():
+            return self.policy.run_prompts(batch)[0]
+
+    def logprobs(
+        self, batch: PolicyBatch, *, temperature: float, prompts: PromptState | None = None
+    ) -> CompletionStatistics:
+        """As `Policy.logprobs`, without gradients."""
+        with self._frozen():
+            return self.policy.logprobs(batch, temperature=temperature, prompts=prompts)
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        # With adapters, a backward pass would recompute with them.
         with torch.no_grad(), disabled_adapters(self.policy.model) if self._has_adapters else nullcontext():
-            return self.policy.logprobs(batch, temperature=temperature)
+            yield
 
     def to(self, device: torch.device | str) -> None:
         """Move whole weights; shards stay where sharding placed them."""

@@ -17,7 +17,7 @@ from lightning_modules.policy.policy import Policy
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-FORWARD_METHODS = ("logprobs", "target_statistics", "prefill", "decode", "with_frozen_features")
+FORWARD_METHODS = ("logprobs", "run_prompts", "target_statistics", "prefill", "decode", "with_frozen_features")
 """Ways into the policy that read weights; FSDP2 by itself gathers them for `forward` alone."""
 
 

@@ -5,7 +5,7 @@ Shapes: B prompts, G completions per prompt, S completions, C completion tokens,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,7 @@ from datamodules.types import PromptBatch
 from lightning_modules.functional.masking import length_mask, masked_mean
 from lightning_modules.functional.policy_loss_types import LossConfig, LossInputs, PolicyLoss, count_batch
 from lightning_modules.policy.policy import Policy
+from lightning_modules.policy.prompt_state import PromptState
 from lightning_modules.policy.reference import ReferencePolicy
 from lightning_modules.policy.types import PolicyBatch
 from lightning_modules.rollouts.types import RolloutGroup
@@ -28,8 +29,8 @@ RANK_LOSSES = "rank_losses"
 
 
 @dataclass(kw_only=True)
-class MicroBatch:
-    """Groups of one backward pass."""
+class Slice:
+    """Completions of one backward pass."""
 
     batch: PolicyBatch
     advantages: Tensor
@@ -45,6 +46,19 @@ class MicroBatch:
     """float [S, C]; those of the first inner epoch, None before it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """Groups whose prompts are computed together."""
+
+    prompts: PolicyBatch | None
+    """Their row, where slices continue it; None where one slice holds prompts and completions."""
+    slices: list[Slice]
+
+    @property
+    def backward_passes(self) -> int:
+        return len(self.slices) + (self.prompts is not None)
+
+
 class PolicyUpdate:
     """Computes the policy loss of rollouts.
 
@@ -55,7 +69,9 @@ class PolicyUpdate:
         config: its coefficients.
         temperature: of the sampling; log-probabilities are those of the softmax at it.
         max_new_tokens: limit of the sampling.
-        micro_batch_groups: groups per backward pass; None takes all.
+        micro_batch_groups: groups whose prompts are computed together; None takes all.
+        micro_batch_completions: completions per backward pass, after which the prompts have one of their own; None
+            takes prompts and completions in one.
         mask_truncated: leave completions that hit the limit out of the loss (DAPO's overlong filtering).
     """
 
@@ -69,6 +85,7 @@ class PolicyUpdate:
         temperature: float,
         max_new_tokens: int,
         micro_batch_groups: int | None = None,
+        micro_batch_completions: int | None = None,
         mask_truncated: bool = False,
     ) -> None:
         self.policy = policy
@@ -78,6 +95,7 @@ class PolicyUpdate:
         self.temperature = temperature
         self.max_new_tokens = max_new_tokens
         self.micro_batch_groups = micro_batch_groups
+        self.micro_batch_completions = micro_batch_completions
         self.mask_truncated = mask_truncated
 
     def prepare(
@@ -107,7 +125,6 @@ class PolicyUpdate:
         live = [index for index in range(len(groups)) if self.config.beta > 0 or bool(advantages[index].any())]
         live = live or [0]
         size = self.micro_batch_groups or len(groups)
-        chunks = [live[start : start + size] for start in range(0, len(live), size)]
         micro_batches = [
             self._micro_batch(
                 batch.select(chunk),
@@ -116,39 +133,60 @@ class PolicyUpdate:
                 kept=torch.cat([masks[index].any(dim=1) for index in chunk]),
                 denominator=self.loss.denominator(counts),
             )
-            for chunk in chunks
+            for chunk in (live[start : start + size] for start in range(0, len(live), size))
         ]
-        wanted = int(max_over_ranks(torch.tensor(len(micro_batches), device=batch.input_ids.device)))
-        idle = replace(micro_batches[-1], loss_mask=torch.zeros_like(micro_batches[-1].loss_mask), idle=True)
-        return micro_batches + [idle] * (wanted - len(micro_batches))
+        device = batch.input_ids.device
+        wanted = int(max_over_ranks(torch.tensor(len(micro_batches), device=device)))
+        while len(micro_batches) < wanted:
+            micro_batches.append(replace(micro_batches[-1], slices=[_idle(part) for part in micro_batches[-1].slices]))
+        slices = max_over_ranks(torch.tensor([len(micro.slices) for micro in micro_batches], device=device))
+        for micro, count in zip(micro_batches, slices.tolist(), strict=True):
+            micro.slices.extend([_idle(micro.slices[-1])] * (count - len(micro.slices)))
+        return micro_batches
 
-    def compute_loss(self, micro: MicroBatch, metrics: StepMetrics) -> Tensor:
-        """The loss of a micro-batch, which is a summand of the step's; what there is to log is added to `metrics`.
+    def losses(self, micro: MicroBatch, metrics: StepMetrics) -> Iterator[Tensor]:
+        """The losses of a micro-batch, summands of the step's, one for each of its backward passes.
 
-        Fills in the old log-probabilities of the micro-batch.
+        Run each backward before asking for the next. What there is to log is added to `metrics`, and the old
+        log-probabilities of the slices are filled in.
         """
-        statistics = self.policy.logprobs(micro.batch, temperature=self.temperature)
-        if micro.old_logprobs is None:
-            micro.old_logprobs = statistics.logprobs.detach()
+        if micro.prompts is None:
+            for part in micro.slices:
+                yield self._loss(part, metrics, None, None)
+            return
+        prompts, _ = self.policy.run_prompts(micro.prompts)
+        reference_prompts = None if self.reference is None else self.reference.run_prompts(micro.prompts)
+        for part in micro.slices:
+            yield self._loss(part, metrics, prompts, reference_prompts)
+        yield prompts.backward_loss()
+
+    def _loss(
+        self, part: Slice, metrics: StepMetrics, prompts: PromptState | None, reference_prompts: PromptState | None
+    ) -> Tensor:
+        statistics = self.policy.logprobs(part.batch, temperature=self.temperature, prompts=prompts)
+        if part.old_logprobs is None:
+            part.old_logprobs = statistics.logprobs.detach()
         reference_logprobs = None
         if self.reference is not None:
-            reference_logprobs = self.reference.logprobs(micro.batch, temperature=self.temperature).logprobs
+            reference_logprobs = self.reference.logprobs(
+                part.batch, temperature=self.temperature, prompts=reference_prompts
+            ).logprobs
         output = self.loss(
             LossInputs(
                 logprobs=statistics.logprobs,
-                old_logprobs=micro.old_logprobs,
+                old_logprobs=part.old_logprobs,
                 reference_logprobs=reference_logprobs,
-                advantages=micro.advantages,
-                mask=micro.loss_mask,
-                denominator=micro.denominator,
+                advantages=part.advantages,
+                mask=part.loss_mask,
+                denominator=part.denominator,
             ),
             self.config,
         )
         metrics.add_count(RANK_LOSSES, output.loss)
-        if not micro.idle:
-            difference = (micro.sampler_logprobs - micro.old_logprobs).abs() * micro.batch.mask
-            metrics.add_mean("train/entropy", masked_mean(statistics.entropy, micro.batch.mask))
-            metrics.add_mean("train/logprob_difference/mean", masked_mean(difference, micro.batch.mask))
+        if not part.idle:
+            difference = (part.sampler_logprobs - part.old_logprobs).abs() * part.batch.mask
+            metrics.add_mean("train/entropy", masked_mean(statistics.entropy, part.batch.mask))
+            metrics.add_mean("train/logprob_difference/mean", masked_mean(difference, part.batch.mask))
             metrics.add_maximum("train/logprob_difference/max", difference.max())
             for name, mean in output.metrics.items():
                 metrics.add_mean(f"train/{name}", mean)
@@ -163,16 +201,27 @@ class PolicyUpdate:
         kept: Tensor,
         denominator: float,
     ) -> MicroBatch:
-        batch = self.policy.pack(prompts, [[completion.token_ids for completion in g.completions] for g in groups])
-        mask, device = batch.mask, batch.mask.device
-        sampled = torch.cat([completion.policy_logprobs for group in groups for completion in group.completions])
-        return MicroBatch(
-            batch=batch,
-            advantages=advantages.flatten().to(device),
-            loss_mask=mask & kept[:, None].to(device),
-            sampler_logprobs=torch.zeros(mask.shape, device=device).masked_scatter(mask, sampled.to(device)),
-            denominator=denominator,
-        )
+        completions = [(index, completion) for index, group in enumerate(groups) for completion in group.completions]
+        in_slices = self.micro_batch_completions is not None
+        size = self.micro_batch_completions or len(completions)
+        slices = []
+        for chosen in (slice(start, start + size) for start in range(0, len(completions), size)):
+            members = [
+                [each.token_ids for owner, each in completions[chosen] if owner == i] for i in range(len(groups))
+            ]
+            part = self.policy.pack(prompts, members, prompts_in_row=not in_slices)
+            mask, device = part.mask, part.mask.device
+            sampled = torch.cat([completion.policy_logprobs for _, completion in completions[chosen]])
+            slices.append(
+                Slice(
+                    batch=part,
+                    advantages=advantages.flatten()[chosen].to(device),
+                    loss_mask=mask & kept[chosen, None].to(device),
+                    sampler_logprobs=torch.zeros(mask.shape, device=device).masked_scatter(mask, sampled.to(device)),
+                    denominator=denominator,
+                )
+            )
+        return MicroBatch(prompts=self.policy.pack(prompts, [()] * len(groups)) if in_slices else None, slices=slices)
 
     def _loss_mask(self, group: RolloutGroup) -> Tensor:
         """bool [G, longest]: tokens of the group that count."""
@@ -180,3 +229,7 @@ class PolicyUpdate:
         if self.mask_truncated:
             lengths = lengths * torch.tensor([not completion.truncated for completion in group.completions])
         return length_mask(lengths, max(1, int(lengths.max())))
+
+
+def _idle(part: Slice) -> Slice:
+    return replace(part, loss_mask=torch.zeros_like(part.loss_mask), idle=True)

@@ -86,10 +86,12 @@ def test_repeating_the_prompt_gives_the_same_trajectory(tiny_folder, mixed_data,
     _, shared = run(tmp_path / "shared", tiny_folder, mixed_data)
     pack = Policy.pack
 
-    def pack_every_completion_with_its_own_prompt(self, batch, completions):
+    def pack_every_completion_with_its_own_prompt(self, batch, completions, **options):
+        if not any(completions):  # prompts that are to be continued
+            return pack(self, batch, completions, **options)
         pairs = [(row, [completion]) for row, members in enumerate(completions) for completion in members]
         rows, single = zip(*pairs, strict=True)
-        return pack(self, batch.select(rows), single)
+        return pack(self, batch.select(rows), single, **options)
 
     monkeypatch.setattr(Policy, "pack", pack_every_completion_with_its_own_prompt)
     _, repeated = run(tmp_path / "repeated", tiny_folder, mixed_data)
@@ -251,7 +253,9 @@ def test_groups_without_variance_are_skipped_but_counted(tiny_folder, mixed_data
     monkeypatch.setattr(
         Policy,
         "pack",
-        lambda self, batch, completions: packed.append(len(batch)) or pack(self, batch, completions),
+        lambda self, batch, completions, **options: (
+            packed.append(len(batch)) or pack(self, batch, completions, **options)
+        ),
     )
     # A penalty too small to matter forbids the skipping.
     options["loss_config"] = LossConfig(beta=1e-12)

@@ -150,11 +150,21 @@ def test_caches_of_a_rollout_by_hand(tiny_folder, mixed):
         memory.rollout(replace(SMALL, completion_tokens=completion_tokens))
         return seen[-1]
 
-    # transformers' cache joins values to an empty tensor of the keys' type, so prompts are float32 in any case.
-    assert caches(66)[0] == numbers * 20 * 8
+    assert caches(66)[0] == numbers * 20 * (2 + 2 if mixed else 4 + 4)  # attention is computed in bfloat16
     # 4 sequences. The last of 66 tokens is no input; room for 65 is made by doubling room for 64.
     assert caches(66)[1] == numbers * 4 * 128 * own
     assert caches(130)[1] == numbers * 4 * 256 * own
+
+
+def test_an_update_in_slices_needs_no_more_for_a_larger_group(tiny_folder):
+    size = replace(SMALL, completion_tokens=64)
+
+    def peak(group_size, completions):
+        module = grpo_module(group_size=group_size, micro_batch_completions=completions)
+        return step_memory(tiny_folder, module).update(size).total()
+
+    assert peak(64, 2) < 1.02 * peak(8, 2)
+    assert peak(8, 2) < peak(8, 4) < peak(8, None) < peak(64, None) / 3
 
 
 def test_a_frozen_tower_is_not_called_in_the_update(tiny_folder):

@@ -12,7 +12,8 @@ from datamodules.encoding import join_vision
 from datamodules.types import SFTBatch
 from lightning_modules.functional.policy_loss_types import LossConfig, LossInputs, count_batch
 from lightning_modules.functional.policy_losses import LOSSES
-from lightning_modules.policy.shared_prefix import PADDING_WASTE, _buckets, pack_index
+from lightning_modules.policy.group_attention import PADDING_WASTE, _buckets
+from lightning_modules.policy.shared_prefix import pack_index
 
 LENGTHS = [[1, 4, 17, 9], [6, 6, 6, 6], [2, 30, 1, 3]]
 
