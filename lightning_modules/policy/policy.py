@@ -228,7 +228,7 @@ class Policy(nn.Module):
         return self._hidden(batch.input_ids, batch.vision, batch.position_ids, **options)[0]
 
     def _no_features(self) -> Tensor:
-        return self._head.new_empty(0, self._head.shape[1])
+        return torch.empty(0, self._head.shape[1], device=self._head.device)
 
     @property
     def _head(self) -> Tensor:

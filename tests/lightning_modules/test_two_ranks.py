@@ -82,6 +82,13 @@ def test_two_ranks_give_the_trajectory_of_one(run, strategy, options):
         assert two[tag] == pytest.approx(one[tag], rel=1e-5), tag
 
 
+@pytest.mark.parametrize("options", [(), ("--lora",)], ids=["whole", "adapters"])
+@pytest.mark.parametrize("strategy", [*STRATEGIES, "fsdp2_every"])
+def test_ranks_may_take_groups_in_slices(run, strategy, options):
+    one = run(1, *GRPO, *options)
+    assert_same_training(run(2, *GRPO, *options, f"--strategy={strategy}", "--slices=3"), one, steps=3)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_token_of_a_step_weighs_the_same_on_whatever_rank(tiny_folder, mixed_data, tmp_path, strategy):
     """Two ranks with windows of 4 records take a step of 8 and, at the end of the epoch, one of 4."""

@@ -35,6 +35,7 @@ def parse(arguments):
     parser.add_argument("--loss", default="grpo")
     parser.add_argument("--beta", type=float, default=0.0)
     parser.add_argument("--sync", type=int, help="reference_sync_steps")
+    parser.add_argument("--slices", type=int, help="micro_batch_completions")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--quantization")
     parser.add_argument("--dtype", default="float32")
@@ -64,6 +65,7 @@ def module_of(given):
     options = {"loss": given.loss, "loss_config": settings, "freeze": given.freeze}
     options |= {"reference_sync_steps": given.sync, "lora": AdapterConfig(r=4) if given.lora else None}
     options |= {"quantization": given.quantization, "dtype": given.dtype}
+    options["micro_batch_completions"] = given.slices
     options |= {"rewards": [PoisonedReward(given.poisoned)]} if given.poisoned is not None else {}
     return grpo_module(given.model, micro_batch_groups=1, advantage_scale="batch", guard=guard, **options)
 
