@@ -8,6 +8,7 @@ from pyarrow import parquet
 
 import cli
 from datamodules.evaluation.benchmarks import BENCHMARKS
+from tests.datamodules.evaluation.benchmark_examples import EXAMPLES
 from tests.datamodules.evaluation.benchmark_samples import converted_example
 
 
@@ -21,7 +22,7 @@ def status(*arguments):
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_annotation_files_become_the_data_file(name, tmp_path, capsys):
     benchmark, files = BENCHMARKS[name], []
-    for number, (part, content) in enumerate(benchmark.example.items()):
+    for number, (part, content) in enumerate(EXAMPLES[name].items()):
         path = tmp_path / f"own{number}.json"
         path.write_text(json.dumps(content))
         files.append(f"{part}={path}" if benchmark.parts else path)
@@ -34,7 +35,7 @@ def test_annotation_files_become_the_data_file(name, tmp_path, capsys):
 
 
 def test_lines_and_parquet_are_read_as_json_is(tmp_path):
-    rows = BENCHMARKS["videomme"].example[""]
+    rows = EXAMPLES["videomme"][""]
     (tmp_path / "own.json").write_text(json.dumps(rows))
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "own.parquet")
@@ -44,7 +45,7 @@ def test_lines_and_parquet_are_read_as_json_is(tmp_path):
 
 
 def test_videos_may_lie_elsewhere_and_lectures_be_left_out(tmp_path):
-    (track, rows), *_ = BENCHMARKS["videommmu"].example.items()
+    (track, rows), *_ = EXAMPLES["videommmu"].items()
     (tmp_path / "own.json").write_text(json.dumps(rows))
     output = tmp_path / "eval.json"
     given = ("videommmu", f"{track}={tmp_path}/own.json", "--output", output, "--folder", "clips", "--question_only")

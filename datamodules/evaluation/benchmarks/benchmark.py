@@ -37,9 +37,6 @@ class Benchmark(BenchmarkScoring):
     """Tasks or tracks, where the authors publish a file for each and the file does not name it."""
     question_only: bool = False
     """There are clips without the part that teaches the answer; `convert` then takes question_only=True."""
-    example: Mapping[str, Any]
-    """Part, or "" without parts -> a few questions as the authors' files hold them. The tests ask them about generated
-    clips: question k shows number k of red, green, blue, yellow first and then the next of them."""
 
     known_defects: Mapping[str, str] = field(default_factory=dict)
     """Part of a media path -> what is wrong with the files that are named so, and how to fix it."""

@@ -40,14 +40,6 @@ def convert(rows: Iterable[Row], *, folder: str = "MMVU") -> Iterator[Record]:
         )
 
 
-def _example(number: int, answer: str) -> Row:
-    address = f"https://example.org/datasets/MMVU/resolve/main/videos/Art/{number}.mp4"
-    choices = {"A": "red", "B": "green", "C": "blue", "D": "yellow", "E": "white"}
-    row = {"id": f"validation_{number}", "video": address, "question_type": "multiple-choice", "answer": answer}
-    metadata = {"subject": "Art", "textbook": "", "rationale": "", "knowledge": []}
-    return {**row, "metadata": metadata, "question": "Which color appears first?", "choices": choices}
-
-
 MMVU = Benchmark(
     name="mmvu",
     title="MMVU",
@@ -61,5 +53,4 @@ MMVU = Benchmark(
     headline="exact_letter_accuracy",
     breakdowns={"subject": ("subject",), "original question type": ("original_question_type",)},
     convert=convert,
-    example={"": [_example(number, letter) for number, letter in enumerate("ABCD")]},
 )

@@ -79,11 +79,6 @@ def convert(rows: Iterable[Row], task: str, *, folder: str = "MVBench/video") ->
         )
 
 
-def _example(number: int, answer: str, **times: float) -> Row:
-    row = {"video": f"clip{number}.mp4", "question": "Which color appears first?", "answer": answer}
-    return {**row, "candidates": ["red", "green", "blue", "yellow"], **times}
-
-
 MVBENCH = Benchmark(
     name="mvbench",
     title="MVBench",
@@ -99,11 +94,5 @@ MVBENCH = Benchmark(
     breakdowns={"task": ("task", "task_type", "original_question_type", "question_type")},
     convert=convert,
     parts=tuple(TASKS),
-    example={
-        "Action Sequence": [_example(0, "red", start=0.0, end=1.0)],
-        "Action Antonym": [_example(1, "green")],
-        "Action Localization": [_example(2, "blue", start=0.0, end=1.0)],
-        "Moving Count": [_example(3, "yellow")],
-    },
     timed_tasks=frozenset(task for task, (_, timed) in TASKS.items() if timed),
 )

@@ -114,10 +114,6 @@ _FORMS: Mapping[str, Callable[[str, str], Record]] = {
 """Task -> what a record holds of a question and its answer."""
 
 
-def _example(video: str, question: str, answer: str) -> Mapping[str, Mapping[str, list[Row]]]:
-    return {video: {"order": [{"question": question, "answer": answer}]}}
-
-
 TEMPCOMPASS = Benchmark(
     name="tempcompass",
     title="TempCompass",
@@ -134,20 +130,4 @@ TEMPCOMPASS = Benchmark(
     },
     convert=convert,
     parts=tuple(_FORMS),
-    example={
-        "multi-choice": _example(
-            "103440", "Which color appears first?\nA. red\nB. green\nC. blue\nD. yellow", "A. red"
-        ),
-        "yes_no": _example("103441_reverse", "Is blue the first color?", "no"),
-        "caption_matching": _example(
-            "103442",
-            "Which caption matches the video better?\nCaption A: yellow first.\nCaption B: blue first.",
-            "Caption B: blue first.",
-        ),
-        "captioning": _example(
-            "103443_reverse",
-            "Write a caption.\nInformation A: {'color': 'red'}\nInformation B: {'color': 'yellow'}\nGenerated Caption:",
-            "B. yellow",
-        ),
-    },
 )

@@ -40,14 +40,6 @@ def convert(rows: Iterable[Row], *, folder: str = "Video-MME/data") -> Iterator[
         )
 
 
-def _example(number: int, duration: str, answer: str) -> Row:
-    video = {"video_id": f"00{number}", "videoID": f"fFjv93ACGo{number}", "url": "https://example.org/watch"}
-    kinds = {"duration": duration, "domain": "Knowledge", "sub_category": "Geography"}
-    question = {"question_id": f"00{number}-1", "task_type": "Temporal Perception", "answer": answer}
-    options = ["A. red.", "B. green.", "C. blue.", "D. yellow."]
-    return {**video, **kinds, **question, "question": "Which color appears first?", "options": options}
-
-
 VIDEOMME = Benchmark(
     name="videomme",
     title="Video-MME",
@@ -62,9 +54,6 @@ VIDEOMME = Benchmark(
         "sub category": ("sub_category",),
     },
     convert=convert,
-    example={
-        "": [_example(*row) for row in ((0, "short", "A"), (1, "medium", "B"), (2, "long", "C"), (3, "long", "D"))]
-    },
     # Published: less than 2 minutes, 4 to 15, 30 to 60.
     durations={"short": (0, 3 * 60), "medium": (3 * 60, 22.5 * 60), "long": (22.5 * 60, 75 * 60)},
 )

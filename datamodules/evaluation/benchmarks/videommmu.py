@@ -97,12 +97,6 @@ def _open_kind(answer: object) -> ProblemType:
     return ProblemType.NUMERICAL if number else ProblemType.FREE_FORM
 
 
-def _example(name: str, question_type: str, answer: str) -> Row:
-    options = [] if question_type == "open" else ["red", "green", "blue", "yellow"]
-    question = {"id": name, "question": "Which color appears first?", "options": options, "answer": answer}
-    return {**question, "question_type": question_type, "link_selected": "https://example.org/watch"}
-
-
 VIDEOMMMU = Benchmark(
     name="videommmu",
     title="VideoMMMU",
@@ -117,14 +111,6 @@ VIDEOMMMU = Benchmark(
     convert=convert,
     parts=get_args(Track),
     question_only=True,
-    example={
-        "Perception": [_example("dev_Biology_3", "perception", "A")],
-        "Comprehension": [_example("validation_Art_Theory_7", "multiple-choice", "B")],
-        "Adaptation": [
-            _example("test_Finance_12", "multiple-choice", "C"),
-            _example("validation_Public_Health_1", "open", "yellow"),
-        ],
-    },
     known_defects={
         "question_only": (
             "this clip shows the question without the lecture (it serves as the `before` of the knowledge gain). Point "

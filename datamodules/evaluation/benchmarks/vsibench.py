@@ -83,12 +83,6 @@ def _plain_number(text: str) -> float | None:
     return None if "," in text else parse_number(text)
 
 
-def _example(number: int, task: str, question: str, answer: str) -> Row:
-    options = None if task in NUMERIC_TASKS else ["A. red", "B. green", "C. blue", "D. yellow"]
-    row = {"id": number, "dataset": "arkitscenes", "scene_name": f"4106902{number}", "question_type": task}
-    return {**row, "question": question, "ground_truth": answer, "options": options}
-
-
 VSIBENCH = Benchmark(
     name="vsibench",
     title="VSI-Bench",
@@ -99,12 +93,4 @@ VSIBENCH = Benchmark(
     breakdowns={"task": ("original_question_type", "question_type")},
     task_means=TASK_MEANS,
     convert=convert,
-    example={
-        "": [
-            _example(0, "obj_appearance_order", "Which color appears first?", "A"),
-            _example(1, "object_rel_direction_easy", "Which color appears first?", "B"),
-            _example(2, "object_counting", "How many squares appear?", "2"),
-            _example(3, "object_abs_distance", "How far away is the square, in meters?", "2.0"),
-        ]
-    },
 )

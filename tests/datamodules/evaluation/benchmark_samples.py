@@ -10,13 +10,14 @@ import numpy as np
 from datamodules.evaluation.benchmarks.benchmark import Benchmark, Record
 from datamodules.synthetic.dataset import ORDER_COLORS
 from datamodules.synthetic.scene import FRAMES, FRAMES_PER_SECOND, Flash, Scene, render, write_clip
+from tests.datamodules.evaluation.benchmark_examples import EXAMPLES
 
 SECONDS = FRAMES / FRAMES_PER_SECOND
 """Length of each video."""
 
 
 def write_benchmark_sample(output: Path, benchmark: Benchmark) -> Path:
-    """Write a benchmark's data file with the questions of its example, and their videos, below `output`.
+    """Write a benchmark's data file with the questions of its `EXAMPLES`, and their videos, below `output`.
 
     Question k is about a video whose first color is number k of `ORDER_COLORS`. As in the published files, its
     `problem_id` is k.
@@ -33,10 +34,10 @@ def write_benchmark_sample(output: Path, benchmark: Benchmark) -> Path:
 
 
 def converted_example(benchmark: Benchmark) -> list[Record]:
-    """The records that the benchmark's converter makes of its example."""
+    """The records that the benchmark's converter makes of its `EXAMPLES`."""
     return [
         record
-        for part, content in benchmark.example.items()
+        for part, content in EXAMPLES[benchmark.name].items()
         for record in benchmark.convert(content, *([part] if part else []))
     ]
 

@@ -36,10 +36,4 @@ COLORS = Benchmark(
     headline="colors_accuracy",
     breakdowns={"level": ("level",)},
     convert=convert,
-    example={
-        "": [
-            {"id": "one", "colors": ["blue", "red"], "first": "red", "level": "easy"},
-            {"id": "two", "colors": ["green", "red"], "first": "green", "level": "hard"},
-        ]
-    },
 )

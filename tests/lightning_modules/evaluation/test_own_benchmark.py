@@ -14,6 +14,11 @@ from rewards.evaluation.predictions import read_predictions
 from tests.datamodules.evaluation.benchmark_samples import write_sample_clip
 from tests.lightning_modules.evaluation.own_benchmark import COLORS
 
+ANNOTATION = [
+    {"id": "one", "colors": ["blue", "red"], "first": "red", "level": "easy"},
+    {"id": "two", "colors": ["green", "red"], "first": "green", "level": "hard"},
+]
+
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch):
@@ -26,7 +31,7 @@ def test_from_the_annotation_to_the_report(tiny_folder, tmp_path, monkeypatch, c
     monkeypatch.setitem(BENCHMARKS, "colors", replace(COLORS, breakdowns=breakdowns))  # the one line
 
     annotation, data_file = tmp_path / "annotation.jsonl", tmp_path / "eval_colors.json"
-    annotation.write_text("".join(json.dumps(row) + "\n" for row in COLORS.example[""]))
+    annotation.write_text("".join(json.dumps(row) + "\n" for row in ANNOTATION))
     assert cli.main(["convert", "colors", str(annotation), f"--output={data_file}"]) == 0
     assert "2 questions in" in capsys.readouterr().out
     for number, record in enumerate(json.loads(data_file.read_text())):
