@@ -64,13 +64,7 @@ class PredictionWriter(Callback):
         self._journal.open(trainer.global_rank)
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if self._journal is None or not self._journal.is_open or outputs is None:
             return

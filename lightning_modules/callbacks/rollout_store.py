@@ -107,30 +107,22 @@ class RolloutStore(Callback):
             if last > trainer.global_step and rank % trainer.world_size == trainer.global_rank:
                 _set_aside(path, first, trainer.global_step, rank)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         self._sample_before = latest_rollouts(pl_module)
         self._step_before = trainer.global_step
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         self._take(trainer, pl_module)
         # Validation samples too; its rollouts are none of training's.
         self._step_before = self._sample_before = None
         if sum(map(len, self._pending.values())) >= self.rows_per_file:
             self._write(trainer.global_rank)
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         self._take(trainer, pl_module)
         self._write(trainer.global_rank)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._take(trainer, pl_module)
-        self._write(trainer.global_rank)
+    on_exception = on_save_checkpoint
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write(trainer.global_rank)

@@ -67,14 +67,10 @@ class StopOnSignal(Callback):
             self._listen()  # Lightning's own handler waits for other ranks in the middle of whatever they do
             self._phase = _Phase.TRAINING
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         self._step_before = trainer.global_step
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         if not self._former or trainer.global_step == self._step_before:
             return  # gradients that are still gathered would be lost
         number = torch.tensor(self._signal or 0, device=pl_module.device)

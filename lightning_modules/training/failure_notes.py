@@ -19,45 +19,23 @@ class FailureNotes(Callback):
         self._place = "before the first batch"
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *_: Any, **__: Any
     ) -> None:
-        self._enter(trainer, batch)
+        self._place = f"in {stage_of(trainer)}; records: {', '.join(records_of(batch))}"
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
-        self._leave(trainer, batch)
+        self._place = f"after a batch of {stage_of(trainer)}; its records: {', '.join(records_of(batch))}"
 
-    def on_validation_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._enter(trainer, batch)
-
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._leave(trainer, batch)
-
-    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
-    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = on_train_batch_end
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         exception.add_note(
             f"On rank {trainer.global_rank} of {trainer.world_size}, after {trainer.global_step} optimizer steps, "
             f"{self._place}"
         )
-
-    def _enter(self, trainer: pl.Trainer, batch: Any) -> None:
-        self._place = f"in {stage_of(trainer)}; records: {', '.join(records_of(batch))}"
-
-    def _leave(self, trainer: pl.Trainer, batch: Any) -> None:
-        self._place = f"after a batch of {stage_of(trainer)}; its records: {', '.join(records_of(batch))}"
 
 
 def records_of(batch: Any) -> tuple[str, ...]:
