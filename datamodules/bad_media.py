@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -64,23 +64,22 @@ def substitutes(records: Sequence[VideoRecord], index: int) -> Iterator[int]:
             yield place
 
 
+@dataclass(kw_only=True)
 class BadMediaLog:
-    """The list of bad records of a run, and the limit of how many there may be.
+    """The list of bad records of a run, and the limit of how many there may be."""
 
-    Args:
-        file: JSON lines, one per bad record; all ranks and all starts of a run append to it. None writes nothing.
-        num_records: records of the data.
-        max_fraction: of the records drawn by this process since its start.
-    """
+    file: Path | None
+    """JSON lines, one per bad record; all ranks and all starts of a run append to it. None writes nothing."""
+    num_records: int
+    """Records of the data."""
+    max_fraction: float
+    """Of the records drawn by this process since its start."""
+    drawn: int = 0
+    bad: int = 0
+    _size: int = -1
 
-    def __init__(self, file: Path | None, *, num_records: int, max_fraction: float) -> None:
-        self.file = file
-        self.num_records = num_records
-        self.max_fraction = max_fraction
-        self.drawn = 0
-        self.bad = 0
+    def __post_init__(self) -> None:
         self._listed = {_place(row) for row in self._rows()}
-        self._size = -1
 
     def note(self, size: int, bad_records: Sequence[BadRecord]) -> None:
         """List what is new.

@@ -6,6 +6,8 @@ Shapes: P prompt tokens, F frames, N vision patches, D values per patch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,36 +47,26 @@ def patchify(frames: Tensor, geometry: PatchGeometry) -> tuple[Tensor, Tensor]:
     return blocks.reshape(t * y * x * merge**2, -1), torch.tensor([t, y * merge, x * merge])
 
 
+@dataclass(frozen=True)
 class PromptEncoder:
-    """Turns records into `EncodedPrompt`s with one tokenizer, one template and one patch geometry.
+    """Turns records into `EncodedPrompt`s with one tokenizer, one template and one patch geometry."""
 
-    Args:
-        tokenizer: a Qwen2-VL tokenizer; its chat template writes one media token per image or video.
-        template: the prompt texts.
-        geometry: how frames are cut into patches.
-        seconds_per_patch: None takes the real time between the sampled frames; a number is used for every video
-            (published training: 1.0).
-        max_prompt_tokens: longer prompts are refused, since cutting one would cut vision tokens.
-    """
+    tokenizer: PreTrainedTokenizerBase
+    """Of a Qwen2-VL model; its chat template writes one media token per image or video."""
+    template: PromptTemplate
+    _: KW_ONLY
+    geometry: PatchGeometry = PatchGeometry()  # noqa: RUF009 - frozen
+    """How frames are cut into patches."""
+    seconds_per_patch: float | None = None
+    """None takes the real time between the sampled frames; a number is used for every video (published training:
+    1.0)."""
+    max_prompt_tokens: int = 16384
+    """Longer prompts are refused, since cutting one would cut vision tokens."""
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        template: PromptTemplate,
-        *,
-        geometry: PatchGeometry | None = None,
-        seconds_per_patch: float | None = None,
-        max_prompt_tokens: int = 16384,
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.template = template
-        self.geometry = geometry or PatchGeometry()
-        self.seconds_per_patch = seconds_per_patch
-        self.max_prompt_tokens = max_prompt_tokens
-        self.media_tokens = {
-            "video": media_token_id(tokenizer, "<|video_pad|>"),
-            "image": media_token_id(tokenizer, "<|image_pad|>"),
-        }
+    @cached_property
+    def media_tokens(self) -> dict[str, int]:
+        """Data type -> id of the token that stands for its media."""
+        return {name: media_token_id(self.tokenizer, f"<|{name}_pad|>") for name in ("video", "image")}
 
     def encode_prompt(self, record: VideoRecord, clip: VideoClip | None) -> EncodedPrompt:
         """Encode one prompt, generation marker included.

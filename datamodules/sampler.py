@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ def sample_seed(seed: int, epoch: int, key: str | int, member: int = 0) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+@dataclass(eq=False)
 class ResumableSampler(DistributedSampler[int]):
     """Record indices of one rank for one epoch, from any place of it.
 
@@ -49,49 +51,39 @@ class ResumableSampler(DistributedSampler[int]):
     It is a `DistributedSampler` by name alone: a Trainer deals out what any other sampler gives once more, so that of
     N ranks each would see an N-th of its own part and the rest be left out.
 
-    Args:
-        num_records: records of the data set.
-        batch_size: records per rank and batch.
-        seed: of the order; the same on all ranks.
-        rank: this process.
-        world_size: number of processes.
-        shuffle: another order in every epoch; else file order.
-        drop_last: leave out what does not fill a batch on every rank.
-
     Raises:
         UserError: a number is out of range, or `drop_last` leaves nothing.
     """
 
-    def __init__(
-        self,
-        num_records: int,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle: bool = True,
-        drop_last: bool = True,
-    ) -> None:
-        for name, value in (("num_records", num_records), ("batch_size", batch_size), ("world_size", world_size)):
-            if value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1.")
-        if not 0 <= rank < world_size:
-            raise UserError(f"rank is {rank}; it must be from 0 to world_size - 1 = {world_size - 1}.")
-        self.num_records = num_records
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.shuffle = shuffle
-        self.drop_last = drop_last
-        self.epoch = 0
-        self._consumed = 0
-        self._batches_before = 0
-        if drop_last and num_records < self.global_batch:
+    num_records: int
+    """Records of the data set."""
+    _: KW_ONLY
+    batch_size: int
+    """Records per rank and batch."""
+    seed: int = 0
+    """Of the order; the same on all ranks."""
+    rank: int = 0
+    """This process."""
+    world_size: int = 1
+    shuffle: bool = True
+    """Another order in every epoch; else file order."""
+    drop_last: bool = True
+    """Leave out what does not fill a batch on every rank."""
+    epoch: int = field(default=0, init=False)
+    _consumed: int = field(default=0, init=False)
+    _batches_before: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("num_records", "batch_size", "world_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 <= self.rank < self.world_size:
+            raise UserError(f"rank is {self.rank}; it must be from 0 to world_size - 1 = {self.world_size - 1}.")
+        if self.drop_last and self.num_records < self.global_batch:
             raise UserError(
-                f"{num_records} records do not fill one batch on every rank (batch_size {batch_size} x world_size "
-                f"{world_size} = {self.global_batch}). Use a smaller batch_size, fewer devices or more records."
+                f"{self.num_records} records do not fill one batch on every rank (batch_size {self.batch_size} x "
+                f"world_size {self.world_size} = {self.global_batch}). Use a smaller batch_size, fewer devices or more "
+                "records."
             )
 
     @property

@@ -332,7 +332,7 @@ class VideoDataModule(L.LightningDataModule):
             file = Path(self.trainer.default_root_dir) / FILE_NAME
             is_trial = self.trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue] - set, not declared
             self._bad_media = BadMediaLog(
-                None if is_trial else file,
+                file=None if is_trial else file,
                 num_records=max(map(len, self.records.values())),
                 max_fraction=self.max_bad_fraction,
             )

@@ -89,7 +89,7 @@ class BenchmarkModule(PolicyModule):
             remedy = "Give the same model and data files, and no other settings; paths may differ."
             for line in manifests.compare_manifests(expected, manifest, title=title, remedy=remedy):
                 rank_zero_warn(f"Another version than in the manifest: {line}; scores may differ by rounding.")
-        self.run = BenchmarkRun(self.output, manifest, data, self.notes)
+        self.run = BenchmarkRun(folder=self.output, manifest=manifest, data=data, notes=self.notes)
         self.run.check(retry_failed=self.retry_failed)
         strategy.barrier("manifests compared")
         if self.trainer.is_global_zero:

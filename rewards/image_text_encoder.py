@@ -6,6 +6,7 @@ Shapes: N images or texts, D embedding size.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -25,48 +26,41 @@ MODEL_TYPES = ("siglip", "siglip2")
 """`model_type` of the supported checkpoints; that of SigLIP2 with fixed resolution is "siglip"."""
 
 
+@dataclass(frozen=True, eq=False)
 class ImageTextEncoder:
     """The two towers of a SigLIP checkpoint, without gradient. The weights are read on first use.
 
     It is not a `torch.nn.Module`, so that its weights enter no checkpoint and no optimizer.
-
-    Args:
-        model_name_or_path: a Hugging Face folder or name. A folder's configuration and processor are read at once.
-        device: "auto" (the current CUDA device if there is one, else the CPU) or any device of torch.
-        dtype: of the weights and of the computation, even inside autocast.
-        max_tokens: texts are cut to this many tokens, end-of-text token included; null takes the text tower's limit.
-        batch_size: images or texts per forward pass.
 
     Raises:
         UserError: the folder is missing, incomplete or holds another kind of model, or a setting is out of range.
             A name is looked up only on first use, so there the first call raises it.
     """
 
-    def __init__(
-        self,
-        model_name_or_path: str,
-        *,
-        device: str = "auto",
-        dtype: EncoderDtype = "float32",
-        max_tokens: int | None = None,
-        batch_size: int = 64,
-    ) -> None:
-        if dtype not in get_args(EncoderDtype):
-            raise UserError(f"dtype is {dtype!r}; it must be one of {', '.join(get_args(EncoderDtype))}.")
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; it must be >= 1.")
-        if max_tokens is not None and max_tokens < 1:
-            raise UserError(f"max_tokens is {max_tokens}; it must be >= 1, or null for the text tower's limit.")
-        _check_device(device)
-        self.model_name_or_path = model_name_or_path
-        self.device = device
-        self.dtype = dtype
-        self.max_tokens = max_tokens
-        self.batch_size = batch_size
-        if _looks_like_path(model_name_or_path):
+    model_name_or_path: str
+    """A Hugging Face folder or name. A folder's configuration and processor are read at once."""
+    _: KW_ONLY
+    device: str = "auto"
+    """The current CUDA device if there is one, else the CPU; or any device of torch."""
+    dtype: EncoderDtype = "float32"
+    """Of the weights and of the computation, even inside autocast."""
+    max_tokens: int | None = None
+    """Texts are cut to this many tokens, end-of-text token included; None takes the text tower's limit."""
+    batch_size: int = 64
+    """Images or texts per forward pass."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in get_args(EncoderDtype):
+            raise UserError(f"dtype is {self.dtype!r}; it must be one of {', '.join(get_args(EncoderDtype))}.")
+        if self.batch_size < 1:
+            raise UserError(f"batch_size is {self.batch_size}; it must be >= 1.")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise UserError(f"max_tokens is {self.max_tokens}; it must be >= 1, or null for the text tower's limit.")
+        _check_device(self.device)
+        if _looks_like_path(self.model_name_or_path):
             # Read now, so that a run fails before its first rollout and not after it.
             _ = self.processor
-            _check_weights(model_name_or_path)
+            _check_weights(self.model_name_or_path)
 
     @cached_property
     def config(self) -> PretrainedConfig:

@@ -75,17 +75,14 @@ def collate_questions(items: Sequence[BenchmarkItem], *, pad_token_id: int) -> B
     return BenchmarkBatch(items=list(items), prompts=collate(prompts) if prompts else None)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class BenchmarkItems(Dataset):
-    """Encoded questions by `ItemKey`; faults of an item's media or prompt become its `failure`.
+    """Encoded questions by `ItemKey`; faults of an item's media or prompt become its `failure`."""
 
-    Args:
-        encoded: the records of all benchmarks, one file after the other.
-        starts: benchmark -> place of its first record among them.
-    """
-
-    def __init__(self, encoded: EncodedRecords, starts: dict[str, int]) -> None:
-        self.encoded = encoded
-        self.starts = starts
+    encoded: EncodedRecords
+    """The records of all benchmarks, one file after the other."""
+    starts: dict[str, int]
+    """Benchmark -> place of its first record among them."""
 
     def __getitem__(self, key: ItemKey) -> BenchmarkItem:
         place = self.starts[key.benchmark] + key.index
@@ -203,7 +200,7 @@ class BenchmarkDataModule(VideoDataModule):
     def _eval_loader(self, stage: str) -> DataLoader:
         lengths = [len(file) for _, file in self.files_of()]
         starts = dict(zip(self.benchmarks, accumulate(lengths, initial=0), strict=False))
-        items = BenchmarkItems(self._dataset(stage, self.eval_frames), starts)
+        items = BenchmarkItems(encoded=self._dataset(stage, self.eval_frames), starts=starts)
         todo = [batch for batch in self.batches() if not self._finished.issuperset(batch)]
         mine = todo[self.trainer.global_rank :: self.trainer.world_size]
         return DataLoader(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from datamodules.evaluation.benchmark_datamodule import BenchmarkDataModule
@@ -21,24 +23,20 @@ from rewards.errors import UserError
 from rewards.evaluation.predictions import Prediction
 
 
+@dataclass(frozen=True, kw_only=True)
 class BenchmarkRun:
-    """One run folder, seen from one rank.
+    """One run folder, seen from one rank."""
 
-    Args:
-        folder: of the run.
-        manifest: of this run.
-        data: the data module, set up.
-        notes: benchmark -> sentences that belong to its scores.
-    """
+    folder: Path
+    manifest: Manifest
+    data: BenchmarkDataModule
+    """Set up."""
+    notes: Mapping[str, Sequence[str]]
+    """Benchmark -> sentences that belong to its scores."""
 
-    def __init__(
-        self, folder: Path, manifest: Manifest, data: BenchmarkDataModule, notes: Mapping[str, Sequence[str]]
-    ) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self.data = data
-        self.notes = notes
-        self.journal = PredictionJournal(folder, data.batches())
+    @cached_property
+    def journal(self) -> PredictionJournal:
+        return PredictionJournal(self.folder, self.data.batches())
 
     def check(self, *, retry_failed: bool) -> None:
         """Compare this run with the one whose folder this is, on every rank and before anything is written.

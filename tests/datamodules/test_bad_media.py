@@ -122,7 +122,7 @@ def test_the_list_holds_each_record_once_over_ranks_and_starts(tmp_path: Path) -
     file = tmp_path / "run" / "bad_media.jsonl"
 
     def start() -> BadMediaLog:
-        return BadMediaLog(file, num_records=1000, max_fraction=0.5)
+        return BadMediaLog(file=file, num_records=1000, max_fraction=0.5)
 
     first, second = start(), start()
     assert (first.grown(), first.grown()) == (0, None)
@@ -144,18 +144,18 @@ def test_the_list_holds_each_record_once_over_ranks_and_starts(tmp_path: Path) -
 
 
 def test_too_many_bad_records_end_the_run_with_one_error(tmp_path: Path) -> None:
-    log = BadMediaLog(tmp_path / "bad.jsonl", num_records=10_000, max_fraction=0.05)
+    log = BadMediaLog(file=tmp_path / "bad.jsonl", num_records=10_000, max_fraction=0.05)
     for line in range(10):  # 10 of 40 drawn, but a twentieth of the first 200 is 10
         log.note(3, [bad(line)])
     with pytest.raises(
         UserError, match=r"^11 of the 44 records .* more than data\.init_args\.max_bad_fraction 0\.05.*"
     ):
         log.note(3, [bad(10, "the last reason")])
-    small = BadMediaLog(None, num_records=12, max_fraction=0.1)  # a tenth of 12 is 1.2
+    small = BadMediaLog(file=None, num_records=12, max_fraction=0.1)  # a tenth of 12 is 1.2
     small.note(3, [bad(1)])
     with pytest.raises(UserError, match="the last reason"):
         small.note(3, [bad(2, "the last reason")])
-    long = BadMediaLog(None, num_records=10_000, max_fraction=0.05)
+    long = BadMediaLog(file=None, num_records=10_000, max_fraction=0.05)
     for line in range(400):  # one in twenty-five is 4 %
         long.note(24, [bad(line)])
 
