@@ -26,8 +26,6 @@ import numpy as np
 
 from datamodules.record_schema import RecordProblem, check_record, doubt, parse_record
 from datamodules.types import VideoRecord
-from datamodules.video.media_place import media_place
-from datamodules.video.types import MediaPathError
 from rewards.errors import UserError
 
 SHOWN_PROBLEMS = 20
@@ -173,20 +171,6 @@ class RecordSet(Sequence[VideoRecord]):
 def open_records(paths: Sequence[str | Path], data_root: str | Path, *, require_process: bool = False) -> RecordSet:
     """Open data files as one set; arguments and errors as `RecordFile` and `RecordSet`."""
     return RecordSet([RecordFile(path, data_root, require_process=require_process) for path in paths])
-
-
-def media_path(record: VideoRecord, data_root: str | Path) -> Path:
-    """The record's media file below the data root, with symbolic links resolved.
-
-    Raises:
-        UserError: the record has no media, the file is missing, or a link leads out of the data root or in a circle.
-    """
-    if record.path is None:
-        raise UserError(f"{record.where}: a text record has no media file.")
-    try:
-        return media_place(record.path, data_root)
-    except MediaPathError as error:
-        raise MediaPathError(f"{record.where}: {error}") from error
 
 
 def _scan_with_places(path: Path, require_process: bool) -> Iterator[tuple[Place, VideoRecord | RecordProblem]]:

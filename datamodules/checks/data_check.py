@@ -35,50 +35,23 @@ if TYPE_CHECKING:
 
 def check_data(
     records: Iterable[VideoRecord | RecordProblem],
-    data_root: str | Path,
-    config: FrameConfig,
+    check_media: Callable[[VideoRecord], PromptSize | Finding],
     *,
-    count_tokens: Callable[[VideoRecord], int] | None = None,
-    max_prompt_tokens: int | None = None,
     limit: int | None = None,
-    decode: bool = True,
-    reader: ReaderName = "pyav",
-    media: MediaConfig = MediaConfig(),  # noqa: B008 - frozen
-    find_fault: Callable[[VideoRecord, float | None], str | None] | None = None,
     num_threads: int = 1,
-    progress: bool = True,
 ) -> DataReport:
     """Check every record and read its media as training would.
 
     Args:
         records: from `records.scan`, so that broken lines are listed too, or a `RecordSet`.
-        data_root: folder that the records' `path` is relative to.
-        config: frames and pixels of the planned run.
-        count_tokens: text tokens of a record's prompt, as `text_token_counter` counts them; None counts vision only.
-        max_prompt_tokens: longer prompts are problems; None for no limit.
+        check_media: a `MediaCheck`.
         limit: check media and tokens of this many valid records at most; the others are only validated.
-        decode: read the sampled frames; else only a video's headers and first frame (images are always read).
-        reader: video back end.
-        media: time limit, strictness and bounds of reading a file.
-        find_fault: takes a record with sound media and the seconds of its video that are read (None for other media);
-            returns what else is wrong with it.
         num_threads: records checked at the same time; decoding releases the interpreter lock.
-        progress: show a progress bar.
     """
-    examine = _MediaCheck(
-        data_root=data_root,
-        config=config,
-        count_tokens=count_tokens,
-        max_prompt_tokens=max_prompt_tokens,
-        decode=decode,
-        reader=reader,
-        media=media,
-        find_fault=find_fault,
-    )
     report = DataReport()
 
     def to_examine() -> Iterator[VideoRecord]:
-        for item in _announced(records, "checking data", progress):
+        for item in _announced(records, "checking data"):
             if isinstance(item, RecordProblem):
                 report.problems.append(_invalid(item))
                 continue
@@ -88,7 +61,7 @@ def check_data(
             if limit is None or report.counts.total() <= limit:
                 yield item
 
-    for result in _mapped(examine, to_examine(), num_threads):
+    for result in _mapped(check_media, to_examine(), num_threads):
         if isinstance(result, Finding):
             report.problems.append(result)
         else:
@@ -96,9 +69,7 @@ def check_data(
     return report
 
 
-def check_rewards(
-    records: Iterable[VideoRecord | RecordProblem], suite: RewardSuite, *, progress: bool = True
-) -> RewardReport:
+def check_rewards(records: Iterable[VideoRecord | RecordProblem], suite: RewardSuite) -> RewardReport:
     """Score the records' own answers: the best that a run could reach, and the records on which it could reach nothing.
 
     The completion is the record's chain of thought (an empty one if it has none) and its solution. Rewards get no
@@ -107,7 +78,6 @@ def check_rewards(
     Args:
         records: from `records.scan`, or a `RecordSet`.
         suite: the rewards of the run to come, accuracy among them.
-        progress: show a progress bar.
 
     Raises:
         UserError: the suite has no accuracy reward.
@@ -118,7 +88,7 @@ def check_rewards(
             f"The rewards ({', '.join(suite.rewards)}) have no AccuracyReward, so there is nothing to check."
         )
     report = RewardReport()
-    for record in _announced(records, "checking rewards", progress):
+    for record in _announced(records, "checking rewards"):
         if isinstance(record, RecordProblem):
             report.problems.append(_invalid(record))
             continue
@@ -141,7 +111,7 @@ def check_rewards(
 
 
 def text_token_counter(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> Callable[[VideoRecord], int]:
-    """For `check_data`: tokens of a record's prompt besides its vision tokens, generation marker included."""
+    """For `MediaCheck`: tokens of a record's prompt besides its vision tokens, generation marker included."""
 
     def count(record: VideoRecord) -> int:
         tokens = len(tokenizer(template.text(record, tokenizer), add_special_tokens=False).input_ids)
@@ -151,17 +121,24 @@ def text_token_counter(tokenizer: PreTrainedTokenizerBase, template: PromptTempl
 
 
 @dataclass(frozen=True, kw_only=True)
-class _MediaCheck:
-    """Looks at one record; arguments as `check_data`."""
+class MediaCheck:
+    """Reads the media of one record and counts the tokens of its prompt."""
 
     data_root: str | Path
+    """Folder that the records' `path` is relative to."""
     config: FrameConfig
-    count_tokens: Callable[[VideoRecord], int] | None
-    max_prompt_tokens: int | None
-    decode: bool
-    reader: ReaderName
-    media: MediaConfig
-    find_fault: Callable[[VideoRecord, float | None], str | None] | None
+    """Frames and pixels of the planned run."""
+    count_tokens: Callable[[VideoRecord], int] | None = None
+    """Text tokens of a record's prompt, as `text_token_counter` counts them; None counts vision only."""
+    max_prompt_tokens: int | None = None
+    """Longer prompts are problems; None for no limit."""
+    decode: bool = True
+    """Read the sampled frames; else only a video's headers and first frame (images are always read)."""
+    reader: ReaderName = "pyav"
+    media: MediaConfig = MediaConfig()  # noqa: RUF009 - frozen
+    find_fault: Callable[[VideoRecord, float | None], str | None] | None = None
+    """Takes a record with sound media and the seconds of its video that are read (None for other media); returns what
+    else is wrong with it."""
 
     def __call__(self, record: VideoRecord) -> PromptSize | Finding:
         kind = "start or end is no time"
@@ -217,12 +194,10 @@ def _mapped(
             yield from pool.map(examine, chunk)
 
 
-def _announced(
-    records: Iterable[VideoRecord | RecordProblem], title: str, progress: bool
-) -> Iterator[VideoRecord | RecordProblem]:
+def _announced(records: Iterable[VideoRecord | RecordProblem], title: str) -> Iterator[VideoRecord | RecordProblem]:
     from tqdm import tqdm
 
-    return iter(tqdm(records, desc=title, unit="record", disable=not progress))
+    return iter(tqdm(records, desc=title, unit="record", disable=None))  # a bar in terminals only
 
 
 def _invalid(problem: RecordProblem) -> Finding:

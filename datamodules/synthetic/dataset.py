@@ -64,7 +64,6 @@ def write_dataset(
     rl_clips: int = 400,
     eval_clips: int = 192,
     teacher_error: float = 0.7,
-    progress: bool = True,
 ) -> None:
     """Write the demo's three splits: `clips/*.mp4`, `sft.jsonl`, `rl.jsonl`, `eval.jsonl`.
 
@@ -78,7 +77,6 @@ def write_dataset(
         rl_clips: records for GRPO, right answers only.
         eval_clips: held-out records, right answers only.
         teacher_error: as in `questions`.
-        progress: show a progress bar.
 
     Raises:
         UserError: `output` holds files that were not generated here.
@@ -89,7 +87,7 @@ def write_dataset(
         from tqdm import tqdm
 
         (folder / "clips").mkdir()
-        with tqdm(total=sum(counts.values()), desc="generating clips", disable=not progress) as bar:
+        with tqdm(total=sum(counts.values()), desc="generating clips", disable=None) as bar:
             for split, count in counts.items():
                 drawn = questions(_stream(seed, split), count, teacher_error=teacher_error if split == "sft" else 0.0)
                 records = []

@@ -34,20 +34,18 @@ def check_data(
     config = data.train_frames if stage == "fit" else data.eval_frames
     data.load_tokenizer()
     data.check_patch_sizes(config)
-    report = data_check.check_data(
-        chain.from_iterable(scan(file, require_process=data.needs_process(stage)) for file in files),
-        data.data_root,
-        config,
+    check_media = data_check.MediaCheck(
+        data_root=data.data_root,
+        config=config,
         count_tokens=data_check.text_token_counter(data.tokenizer, data.prompt),
         max_prompt_tokens=data.max_prompt_tokens,
-        limit=limit,
         decode=decode,
         reader=data.reader,
         media=data.media,
         find_fault=data.find_fault,
-        num_threads=num_threads,
     )
-    _finish(report)
+    records = chain.from_iterable(scan(file, require_process=data.needs_process(stage)) for file in files)
+    _finish(data_check.check_data(records, check_media, limit=limit, num_threads=num_threads))
 
 
 def check_rewards(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from lightning import Callback
 
-from datamodules.checks.data_check import check_data
+from datamodules.checks.data_check import MediaCheck, check_data
 from datamodules.evaluation.benchmark_datamodule import BenchmarkDataModule
 from datamodules.media import read_media
 from datamodules.records import RecordFile, scan
@@ -112,7 +112,7 @@ def test_bad_files_are_named(kind: MediaKind, corpus: Path) -> None:
 
 
 def test_check_data_names_the_bad_ones_alone(corpus: Path) -> None:
-    report = check_data(scan(corpus / "all.jsonl"), corpus, FRAMES, num_threads=2, progress=False)
+    report = check_data(scan(corpus / "all.jsonl"), MediaCheck(data_root=corpus, config=FRAMES), num_threads=2)
     found = {problem.where.partition("(problem_id ")[2].removesuffix(")") for problem in report.problems}
     assert found == BAD
     assert len(report.sizes) == len(RECORDED) - len(BAD)

@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from datamodules.media import read_media
 from datamodules.record_schema import RecordProblem
-from datamodules.records import SHOWN_PROBLEMS, RecordFile, RecordSet, media_path, open_records, scan
+from datamodules.records import SHOWN_PROBLEMS, RecordFile, RecordSet, open_records, scan
+from datamodules.video.frame_sampling import TRAIN
+from datamodules.video.media_place import media_place
 
 
 def record(number: int, **changes: object) -> dict:
@@ -204,7 +207,7 @@ def test_a_set_refuses_nothing_repeated_files_and_mixed_roots(tmp_path):
         RecordSet([RecordFile(path, tmp_path), RecordFile(other, tmp_path / "sub")])
 
 
-def test_media_path_stays_below_the_root(tmp_path):
+def test_media_stay_below_the_root(tmp_path):
     root, outside = tmp_path / "root", tmp_path / "outside"
     (root / "sub").mkdir(parents=True)
     outside.mkdir()
@@ -213,15 +216,12 @@ def test_media_path_stays_below_the_root(tmp_path):
     (root / "inner").symlink_to(root / "sub")
     (root / "escape").symlink_to(outside)
     source = [record(1, path="./inner/1.mp4"), record(2, path="escape/2.mp4"), record(3, path="sub/3.mp4")]
-    source.append(record(4, path=None, data_type="text"))
     file = RecordFile(write(tmp_path / "data", source), root)
-    assert media_path(file[0], root) == (root / "sub" / "1.mp4").resolve()
+    assert media_place(file[0].path, root) == (root / "sub" / "1.mp4").resolve()
     with pytest.raises(ValueError, match=r"data:2 \(problem_id 2\): .* leads through a symbolic link to .*outside"):
-        media_path(file[1], root)
+        read_media(file[1], root, TRAIN)
     with pytest.raises(ValueError, match=r"data:3 \(problem_id 3\): media file .*sub/3\.mp4 does not exist"):
-        media_path(file[2], root)
-    with pytest.raises(ValueError, match=r"data:4 \(problem_id 4\): a text record has no media file"):
-        media_path(file[3], root)
+        read_media(file[2], root, TRAIN)
 
 
 class Ids(torch.utils.data.Dataset):

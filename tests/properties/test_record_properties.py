@@ -14,8 +14,9 @@ from datamodules.checks.completions_file import score_completions_file
 from datamodules.media import record_times
 from datamodules.prompts import PromptTemplate
 from datamodules.record_schema import RecordProblem, check_record, parse_record
-from datamodules.records import RecordFile, media_path, scan
+from datamodules.records import RecordFile, scan
 from datamodules.types import VideoRecord
+from datamodules.video.media_place import media_place
 from rewards.errors import UserError
 from rewards.suite import TOTAL
 from tests.properties.strategies import ANSWERS, JSON_VALUES, odd_records, sound_records
@@ -92,7 +93,7 @@ def test_places_and_times_of_media_are_right_or_refused(tmp_path, data):
     record = checked(data)
     if isinstance(record, RecordProblem) or record.data_type == "text":
         return
-    for read in (record_times, lambda record: media_path(record, tmp_path)):
+    for read in (record_times, lambda record: media_place(record.path, tmp_path)):
         try:
             read(record)
         except UserError as error:

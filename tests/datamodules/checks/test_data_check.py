@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from datamodules.checks.data_check import check_data, check_rewards, text_token_counter
+from datamodules.checks.data_check import MediaCheck, check_data, check_rewards, text_token_counter
 from datamodules.checks.reports import SHOWN_PER_KIND, DataReport, Finding, PromptSize
 from datamodules.prompts import PromptTemplate
 from datamodules.records import open_records, scan
@@ -35,8 +35,9 @@ def copy(sound, tmp_path):
     return tmp_path / "mixed" / sound.name
 
 
-def checked(path, **arguments):
-    return check_data(scan(path), path.parent, FRAMES, progress=False, **arguments)
+def checked(path, limit=None, num_threads=1, **settings):
+    check_media = MediaCheck(data_root=path.parent, config=FRAMES, **settings)
+    return check_data(scan(path), check_media, limit=limit, num_threads=num_threads)
 
 
 def test_sound_data_has_counts_and_tokens_and_no_problems(sound):
@@ -65,7 +66,7 @@ def test_headers_and_threads_give_the_same_report(sound, arguments):
 
 
 def test_a_record_set_can_be_checked(sound):
-    report = check_data(open_records([sound], sound.parent), sound.parent, FRAMES, progress=False)
+    report = check_data(open_records([sound], sound.parent), MediaCheck(data_root=sound.parent, config=FRAMES))
     assert report == checked(sound)
 
 
@@ -145,7 +146,7 @@ def test_a_limit_holds_for_media_but_not_for_records(copy):
 
 
 def test_nothing_is_not_fine():
-    assert not check_data([], ".", FRAMES, progress=False).ok
+    assert not check_data([], MediaCheck(data_root=".", config=FRAMES)).ok
 
 
 def test_the_rendered_report_has_quantiles_and_the_largest_prompts():
@@ -170,7 +171,7 @@ def test_a_rendered_report_shows_some_findings_of_each_kind_and_counts_the_rest(
 
 
 def test_gold_answers_of_sound_data_score_one(sound):
-    report = check_rewards(scan(sound), SUITE, progress=False)
+    report = check_rewards(scan(sound), SUITE)
     assert report.ok
     assert report.below_one == []
     assert report.counts[ProblemType.NUMERICAL] == 2
@@ -196,7 +197,7 @@ def test_gold_answers_that_cannot_earn_the_reward_are_found(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps({"problem_id": i, **item}) + "\n" for i, item in enumerate(records, start=1)))
 
-    report = check_rewards(scan(path), SUITE, progress=False)
+    report = check_rewards(scan(path), SUITE)
 
     assert not report.ok
     assert [(problem.kind, problem.where) for problem in report.problems] == [
@@ -218,7 +219,7 @@ def test_gold_answers_that_cannot_earn_the_reward_are_found(tmp_path):
 
 def test_a_suite_without_accuracy_is_refused(sound):
     with pytest.raises(ValueError, match=r"The rewards \(format\) have no AccuracyReward"):
-        check_rewards(scan(sound), RewardSuite([FormatReward()]), progress=False)
+        check_rewards(scan(sound), RewardSuite([FormatReward()]))
 
 
 @pytest.mark.parametrize("decode", [True, False])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from datamodules.checks.data_check import check_data, check_rewards
+from datamodules.checks.data_check import MediaCheck, check_data, check_rewards
 from datamodules.evaluation.benchmarks import BENCHMARKS
 from datamodules.media import read_media
 from datamodules.prompts import PromptTemplate
@@ -43,9 +43,9 @@ PUBLISHED = {
 
 
 def check(file, root):
-    report = check_data(scan(file), root, PROFILE, progress=False)
+    report = check_data(scan(file), MediaCheck(data_root=root, config=PROFILE))
     assert report.problems == []
-    rewards = check_rewards(scan(file), RewardSuite([AccuracyReward()]), progress=False)
+    rewards = check_rewards(scan(file), RewardSuite([AccuracyReward()]))
     assert rewards.problems == []
     assert {finding.kind for finding in rewards.below_one} <= {"free-form"}  # one word: 2 / 3, it has no pair of words
 

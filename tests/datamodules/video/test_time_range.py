@@ -9,7 +9,7 @@ import av
 import pytest
 import torch
 
-from datamodules.checks.data_check import check_data
+from datamodules.checks.data_check import MediaCheck, check_data
 from datamodules.media import read_media
 from datamodules.records import RecordFile, scan
 from datamodules.video.frame_sampling import FrameConfig, frame_indices, plan_frames
@@ -180,14 +180,14 @@ def test_wrong_times_name_the_record_and_are_findings(
     with pytest.raises(error, match=rf"records \d+\.json:1 \(problem_id 7\): .*{message}") as caught:
         read_media(RecordFile(file, folder)[0], folder, FRAMES)
     assert isinstance(caught.value, VideoReadError) == (error is TimeRangeError)
-    (finding,) = check_data(scan(file), folder, FRAMES, decode=decode, progress=False).problems
+    (finding,) = check_data(scan(file), MediaCheck(data_root=folder, config=FRAMES, decode=decode)).problems
     assert (finding.kind, finding.where) == (kind, f"{file}:1 (problem_id 7)")
 
 
 @pytest.mark.parametrize("decode", [True, False])
 def test_the_check_counts_the_tokens_of_the_stretch(decode: bool, folder: Path) -> None:
     clip_of(PLAIN, folder)
-    report = check_data(
-        scan(written(folder, start=0.5, end=0.7)), folder, FRAMES, decode=decode, progress=False
-    )  # six frames: three temporal patches of 64 / 28 -> 2 by 96 / 28 -> 3 tokens
+    check_media = MediaCheck(data_root=folder, config=FRAMES, decode=decode)
+    report = check_data(scan(written(folder, start=0.5, end=0.7)), check_media)
+    # Six frames: three temporal patches of 64 / 28 -> 2 by 96 / 28 -> 3 tokens.
     assert [size.vision for size in report.sizes] == [3 * 2 * 3]
