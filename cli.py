@@ -22,7 +22,7 @@ from lightning_modules.commands.check_command import check_command
 from lightning_modules.commands.convert_command import convert_command
 from lightning_modules.commands.demo_command import demo_command
 from lightning_modules.commands.export_command import export_command
-from lightning_modules.commands.kept_results import check_unused, folder_lock, result_options
+from lightning_modules.commands.kept_results import check_unused, folder_lock
 from lightning_modules.commands.report_command import report_command
 from lightning_modules.commands.run_options import run_options
 
@@ -93,11 +93,10 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
                     self.last, given["ckpt_path"] = found, str(found.path)
 
         def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-            options = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-            options = trainer_options(options)
+            options = trainer_options({**self._get(self.config_init, "trainer", default={}), **kwargs})
             if self.subcommand is not None:
                 continued = self.last if self.subcommand == "fit" else None
-                options = run_options(result_options(options, self.subcommand, self.model), continued)
+                options = run_options(options, self.subcommand, self.model, continued)
             return super().instantiate_trainer(**options)
 
         def instantiate_classes(self) -> None:

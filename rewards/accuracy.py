@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from rewards.answer_format import parse_response, wrap_answer
 from rewards.base import Reward
 from rewards.errors import UserError
-from rewards.normalize import parse_number, written_number
+from rewards.normalize import gold_number, parse_number, written_number
 from rewards.options import chosen_letter
 from rewards.types import ProblemType, RewardInput
 
@@ -37,11 +37,11 @@ def numerical_accuracy(prediction: str, gold: str) -> float:
     Raises:
         UserError: the gold answer is not a number.
     """
-    gold_number = _gold_number(gold)
+    right = gold_number(gold)
     number = parse_number(prediction)
     if number is None or _has_separator(prediction) != _has_separator(gold):
         return 0.0
-    return float(round(number, 2) == round(gold_number, 2))
+    return float(round(number, 2) == round(right, 2))
 
 
 def ocr_accuracy(prediction: str, gold: str) -> float:
@@ -60,9 +60,9 @@ def regression_accuracy(prediction: str, gold: str) -> float:
     Raises:
         UserError: the gold answer is not a number.
     """
-    gold_number = _gold_number(gold)
+    right = gold_number(gold)
     number = parse_number(prediction)
-    return 0.0 if number is None else _closeness(number, gold_number)
+    return 0.0 if number is None else _closeness(number, right)
 
 
 def tolerant_multiple_choice_accuracy(prediction: str, gold: str, options: Sequence[str] = ()) -> float:
@@ -74,13 +74,13 @@ def tolerant_multiple_choice_accuracy(prediction: str, gold: str, options: Seque
 def tolerant_numerical_accuracy(prediction: str, gold: str, options: Sequence[str] = ()) -> float:
     """1 if both numbers are equal when rounded to two decimals, in any spelling that `written_number` accepts."""
     number = written_number(prediction)
-    return float(number is not None and round(number, 2) == round(_gold_number(gold), 2))
+    return float(number is not None and round(number, 2) == round(gold_number(gold), 2))
 
 
 def tolerant_regression_accuracy(prediction: str, gold: str, options: Sequence[str] = ()) -> float:
     """`regression_accuracy`, in any spelling of the number that `written_number` accepts."""
     number = written_number(prediction)
-    return 0.0 if number is None else _closeness(number, _gold_number(gold))
+    return 0.0 if number is None else _closeness(number, gold_number(gold))
 
 
 ACCURACY_FUNCTIONS: Mapping[str, Callable[[str, str], float]] = {
@@ -164,17 +164,10 @@ class AccuracyReward(Reward):
         ]
 
 
-def _closeness(number: float, gold_number: float) -> float:
-    if gold_number == 0:
+def _closeness(number: float, right: float) -> float:
+    if right == 0:
         return float(number == 0)
-    return max(0.0, 1.0 - abs(number - gold_number) / abs(gold_number))
-
-
-def _gold_number(gold: str) -> float:
-    number = parse_number(gold)
-    if number is None:
-        raise UserError(f"The gold answer {gold!r} is not a number; write digits only, or correct the problem type.")
-    return number
+    return max(0.0, 1.0 - abs(number - right) / abs(right))
 
 
 def _has_separator(text: str) -> bool:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+
+from rewards.errors import UserError
 
 _EMPHASIS = re.compile(r"(?<!\w)(?P<mark>\*{1,3}|`)(?P<inside>[^*`]+)(?P=mark)(?!\w)")
 _WRITTEN_NUMBER = re.compile(
@@ -21,6 +24,14 @@ def parse_number(text: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
+
+
+def gold_number(text: str, parse: Callable[[str], float | None] = parse_number) -> float:
+    """The number that a gold answer spells, as `parse` reads it; a UserError if it is none."""
+    number = parse(text)
+    if number is None:
+        raise UserError(f"The gold answer {text!r} is not a number; write digits only, or correct the problem type.")
+    return number
 
 
 def written_number(text: str) -> float | None:

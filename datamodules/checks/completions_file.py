@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.text_table import text_table
+from datamodules.checks.reports import CompletionsReport
 from datamodules.whole_files import write_whole
 from rewards.accuracy import accuracy_reward
 from rewards.errors import UserError
@@ -22,30 +20,7 @@ SCORES_KEY = "rewards"
 """Field of the scores in a row; those of an earlier run are replaced."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompletionsSummary:
-    """What `score_completions_file` found, per problem type that occurs in the file."""
-
-    counts: Mapping[ProblemType, int]
-    """Number of rows."""
-    means: Mapping[ProblemType, Mapping[str, float]]
-    """Means of "accuracy", "format" and "total" over the rows."""
-
-    @property
-    def count(self) -> int:
-        """Number of rows in the file."""
-        return sum(self.counts.values())
-
-    def render(self) -> str:
-        """Plain text: rows and means by problem type."""
-        names = list(dict.fromkeys(name for scores in self.means.values() for name in scores))
-        rows = [("problem type", "rows", *names)]
-        for kind, count in self.counts.items():
-            rows.append((kind.value, f"{count:,}", *(f"{self.means[kind][name]:.3f}" for name in names)))
-        return "\n".join([f"{self.count:,} completions", *text_table(rows)])
-
-
-def score_completions_file(input: Path, output: Path) -> CompletionsSummary:
+def score_completions_file(input: Path, output: Path) -> CompletionsReport:
     """Write the rows of a JSONL file, each with its scores under "rewards": accuracy, format and total, their sum.
 
     The output appears whole or not at all; it may be the input file itself.
@@ -63,12 +38,10 @@ def score_completions_file(input: Path, output: Path) -> CompletionsSummary:
     if not rows:
         raise UserError(f"{input} has no rows; write one JSON object per line with {', '.join(REQUIRED_KEYS)}.")
     write_whole(output, "".join(json.dumps(row) + "\n" for row in rows))
-    counts = Counter(ProblemType(row["problem_type"]) for row in rows)
-    sums: dict[ProblemType, Counter[str]] = {kind: Counter() for kind in counts}
+    report = CompletionsReport()
     for row in rows:
-        sums[ProblemType(row["problem_type"])].update(row[SCORES_KEY])
-    means = {kind: {name: total / counts[kind] for name, total in sums[kind].items()} for kind in counts}
-    return CompletionsSummary(counts=counts, means=means)
+        report.add(ProblemType(row["problem_type"]), row[SCORES_KEY])
+    return report
 
 
 def _scored_rows(path: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ No model is loaded. A fault does not stop the check: it is listed with its recor
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -98,8 +97,7 @@ def check_rewards(records: Iterable[VideoRecord | RecordProblem], suite: RewardS
             report.problems.append(_finding("cannot be scored", record, error))
             continue
         scores = {name: component.item() for name, component in components.items()}
-        report.counts[record.problem_type] += 1
-        report.sums.setdefault(record.problem_type, Counter()).update(scores)
+        report.add(record.problem_type, scores)
         if scores[accuracy] <= 0:
             message = f"the gold answer itself gets accuracy 0: {record.solution!r}"
             report.problems.append(Finding(kind="gold answer scores 0", where=record.where, message=message))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -90,40 +90,57 @@ class DataReport(Report):
 
 
 @dataclass(kw_only=True)
-class RewardReport(Report):
-    """What `check_rewards` found; its `counts` are by problem type.
-
-    Problems are gold answers with accuracy 0, that cannot be scored, or that are none of the options.
-    """
+class ScoreReport(Report):
+    """Mean scores by problem type, which its `counts` are by too."""
 
     sums: dict[ProblemType, Counter[str]] = field(default_factory=dict)
-    """Problem type -> reward name -> sum of the gold answers' raw scores."""
-    below_one: list[Finding] = field(default_factory=list)
-    """Gold answers with an accuracy above 0 and below 1. ROUGE gives an exact one-word answer 2/3."""
+    """Problem type -> name of a score -> sum."""
+
+    def add(self, problem_type: ProblemType, scores: Mapping[str, float]) -> None:
+        """Add the scores of one answer."""
+        self.counts[problem_type] += 1
+        self.sums.setdefault(problem_type, Counter()).update(scores)
 
     @property
     def means(self) -> dict[ProblemType, dict[str, float]]:
-        """Problem type -> reward name -> mean raw score of the gold answers."""
+        """Problem type -> name of a score -> mean."""
         return {
             kind: {name: total / self.counts[kind] for name, total in sums.items()} for kind, sums in self.sums.items()
         }
 
-    def render(self) -> str:
-        """Plain text: mean scores by problem type, then the answers below 1 and the problems."""
+    def table(self, counted: str) -> list[str]:
+        """Lines with the means; `counted` is what the counts are of."""
         names = list(dict.fromkeys(name for scores in self.means.values() for name in scores))
-        rows = [("problem type", "records", *names)]
+        rows = [("problem type", counted, *names)]
         for kind, scores in self.means.items():
             rows.append((kind.value, f"{self.counts[kind]:,}", *(f"{scores[name]:.3f}" for name in names)))
-        return "\n".join(
-            [
-                f"scores of {self.counts.total():,} gold answers",
-                *text_table(rows),
-                "",
-                *_rendered_findings("gold answers with an accuracy below 1", self.below_one),
-                "",
-                *_rendered_findings("problems", self.problems),
-            ]
-        )
+        return text_table(rows)
+
+
+@dataclass(kw_only=True)
+class CompletionsReport(ScoreReport):
+    """What `score_completions_file` found: means of "accuracy", "format" and "total" over the rows."""
+
+    def render(self) -> str:
+        """Plain text: rows and means by problem type."""
+        return "\n".join([f"{self.counts.total():,} completions", *self.table("rows")])
+
+
+@dataclass(kw_only=True)
+class RewardReport(ScoreReport):
+    """What `check_rewards` found: means of the gold answers' raw scores.
+
+    Problems are gold answers with accuracy 0, that cannot be scored, or that are none of the options.
+    """
+
+    below_one: list[Finding] = field(default_factory=list)
+    """Gold answers with an accuracy above 0 and below 1. ROUGE gives an exact one-word answer 2/3."""
+
+    def render(self) -> str:
+        """Plain text: mean scores by problem type, then the answers below 1 and the problems."""
+        lines = [f"scores of {self.counts.total():,} gold answers", *self.table("records"), ""]
+        lines += [*_rendered_findings("gold answers with an accuracy below 1", self.below_one), ""]
+        return "\n".join([*lines, *_rendered_findings("problems", self.problems)])
 
 
 def _rendered_findings(title: str, findings: Sequence[Finding]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning import LightningModule, Trainer
+    from lightning import Trainer
 
 
 def folder_lock(command: str, trainer: Mapping[str, Any]) -> AbstractContextManager[None]:
@@ -27,31 +27,6 @@ def folder_lock(command: str, trainer: Mapping[str, Any]) -> AbstractContextMana
     if command != "fit" or trainer.get("fast_dev_run") or "://" in root:
         return nullcontext()
     return run_lock(Path(root))
-
-
-def result_options(options: Mapping[str, Any], command: str, model: LightningModule) -> dict[str, Any]:
-    """Arguments of a Trainer that keeps predictions of all but benchmarks, and no checkpoints of a fast_dev_run.
-
-    Args:
-        options: what the configuration gives, instantiated.
-        command: fit, validate, test or predict.
-        model: the module, which in a benchmark writes its own predictions.
-    """
-    from lightning.pytorch.callbacks import Checkpoint
-
-    from lightning_modules.benchmark_module import BenchmarkModule
-    from lightning_modules.callbacks import PredictionWriter
-
-    options, callbacks = dict(options), options.get("callbacks") or []
-    callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
-    if options.get("fast_dev_run"):
-        # Lightning skips the intervals of a ModelCheckpoint then, but not its last checkpoint.
-        callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
-        options["enable_checkpointing"] = False
-    has_writer = any(isinstance(callback, PredictionWriter) for callback in callbacks)
-    if command != "fit" and not has_writer and not isinstance(model, BenchmarkModule):
-        callbacks.append(PredictionWriter())
-    return {**options, "callbacks": callbacks}
 
 
 def check_unused(trainer: Trainer, command: str, ckpt_path: str | None) -> None:

@@ -16,7 +16,7 @@ import torch
 from rewards.accuracy import multiple_choice_accuracy, numerical_accuracy
 from rewards.answer_format import parse_response
 from rewards.errors import UserError
-from rewards.normalize import parse_number
+from rewards.normalize import gold_number, parse_number
 from rewards.types import ProblemType
 
 ScoringRule = Literal["videorft", "official"]
@@ -122,7 +122,7 @@ def videorft_score(kind: ProblemType, prediction: str, answer: str) -> float:
     if kind is ProblemType.NUMERICAL:
         return numerical_accuracy(prediction, answer)
     if kind is ProblemType.REGRESSION:
-        gold, number = gold_number(parse_number(answer), answer), parse_number(prediction)
+        gold, number = gold_number(answer), parse_number(prediction)
         return 0.0 if number is None else float32_mean_relative_accuracy(number, gold)
     return 0.0
 
@@ -136,10 +136,3 @@ def float32_mean_relative_accuracy(prediction: float, gold: float) -> float:
     error = (torch.tensor(prediction, dtype=torch.float32) - target).abs() / (target.abs() + 1e-8)
     thresholds = torch.arange(0.5, 0.95 + 0.05 / 2, 0.05, dtype=torch.float32)
     return (error < 1 - thresholds).float().mean().item()
-
-
-def gold_number(number: float | None, text: str) -> float:
-    """`number`, which was read from the gold answer `text`; a UserError if it could not be read."""
-    if number is None:
-        raise UserError(f"The gold answer {text!r} is not a number; write digits only, or correct the problem type.")
-    return number

@@ -137,7 +137,7 @@ def test_files_of_completions_are_scored_or_refused(tmp_path, lines):
     except UserError:
         assert not output.exists()
         return
-    assert summary.count == len(output.read_text().splitlines())
+    assert summary.counts.total() == len(output.read_text().splitlines())
     assert all(0 <= means[TOTAL] <= 2 for means in summary.means.values())
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from datamodules.evaluation.benchmarks.annotation import checked_rows, lettered, video_record
 from datamodules.evaluation.benchmarks.benchmark import Benchmark, Record, Row
 from rewards.errors import UserError
-from rewards.evaluation.scoring import TaskMeans, gold_number
-from rewards.normalize import parse_number
+from rewards.evaluation.scoring import TaskMeans
+from rewards.normalize import gold_number, parse_number
 from rewards.types import ProblemType
 
 NUMERIC_TASKS = ("object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation")
@@ -40,7 +40,7 @@ def official_score(kind: ProblemType, task: str | None, prediction: str, answer:
     word = prediction.split(" ")[0].rstrip(".").strip()
     if task not in NUMERIC_TASKS:
         return float(word.lower() == answer.lower())
-    gold, number = gold_number(_plain_number(answer), answer), _plain_number(word)
+    gold, number = gold_number(answer, _plain_number), _plain_number(word)
     return 0.0 if number is None else mean_relative_accuracy(number, gold)
 
 

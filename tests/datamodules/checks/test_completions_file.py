@@ -38,7 +38,7 @@ def test_every_row_keeps_its_fields_and_gains_its_breakdown(tmp_path):
         {"accuracy": 0.0, "format": 0.0, "total": 0.0},
         {"accuracy": pytest.approx(0.9), "format": 1.0, "total": pytest.approx(1.9)},
     ]
-    assert summary.count == 3
+    assert summary.counts.total() == 3
     assert summary.counts == {ProblemType.MULTIPLE_CHOICE: 2, ProblemType.REGRESSION: 1}
     assert summary.means[ProblemType.MULTIPLE_CHOICE] == {"accuracy": 0.5, "format": 0.5, "total": 1.0}
     assert summary.means[ProblemType.REGRESSION]["accuracy"] == pytest.approx(0.9)
