@@ -26,7 +26,7 @@ MODEL_TYPES = ("siglip", "siglip2")
 """`model_type` of the supported checkpoints; that of SigLIP2 with fixed resolution is "siglip"."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class ImageTextEncoder:
     """The two towers of a SigLIP checkpoint, without gradient. The weights are read on first use.
 
