@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -126,11 +125,8 @@ class BadMediaLog:
         if self.file is None:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(descriptor, f"{json.dumps(row)}\n".encode())  # one call, so that lines of several ranks stay whole
-        finally:
-            os.close(descriptor)
+        with self.file.open("ab", buffering=0) as file:
+            file.write(f"{json.dumps(row)}\n".encode())  # one call, so that lines of several ranks stay whole
 
 
 def _place(row: dict) -> tuple[str, int]:

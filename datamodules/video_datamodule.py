@@ -35,7 +35,7 @@ from datamodules.video.decoding import READERS
 from datamodules.video.frame_sampling import EVAL, TRAIN, FrameConfig
 from datamodules.video.types import MediaConfig, ReaderName
 from datamodules.worker_signals import prepare_worker
-from rewards.errors import UserError
+from rewards.errors import UserError, check_choice
 
 TrainFormat = Literal["sft", "prompts"]
 
@@ -169,8 +169,7 @@ class VideoDataModule(L.LightningDataModule):
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise UserError(f"data.{name} is {value}; it must be >= 1.")
-        if reader not in READERS:
-            raise UserError(f"data.reader is {reader!r}; allowed are {', '.join(map(repr, READERS))}.")
+        check_choice("data.reader", reader, READERS)
         if not 0 <= max_bad_fraction < 1:
             raise UserError(f"data.max_bad_fraction is {max_bad_fraction}; it must be at least 0 and less than 1.")
         self.model_name_or_path = model_name_or_path
@@ -245,8 +244,7 @@ class VideoDataModule(L.LightningDataModule):
         Raises:
             UserError: an unknown stage, or one without files.
         """
-        if stage not in self.files:
-            raise UserError(f"stage is {stage!r}; it must be one of {', '.join(map(repr, self.files))}.")
+        check_choice("stage", stage, self.files)
         if not self.files[stage]:
             argument = {"fit": "train_files", "validate": "val_files"}.get(stage, f"{stage}_files")
             raise UserError(f"`{stage}` needs data: give at least one file in data.init_args.{argument}.")

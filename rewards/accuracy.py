@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rewards.answer_format import parse_response, wrap_answer
 from rewards.base import Reward
-from rewards.errors import UserError
+from rewards.errors import UserError, check_choice
 from rewards.normalize import gold_number, parse_number, written_number
 from rewards.options import chosen_letter
 from rewards.types import ProblemType, RewardInput
@@ -152,9 +152,7 @@ class AccuracyReward(Reward):
 
     def __init__(self, parsing: AnswerParsing = "strict", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if parsing not in get_args(AnswerParsing):
-            allowed = ", ".join(map(repr, get_args(AnswerParsing)))
-            raise UserError(f"Reward {self.name!r} has parsing {parsing!r}; allowed are {allowed}.")
+        check_choice(f"Reward {self.name!r}: parsing", parsing, get_args(AnswerParsing))
         self.parsing: AnswerParsing = parsing
 
     def score(self, group: RewardInput, raw: Mapping[str, Sequence[float]]) -> list[float]:

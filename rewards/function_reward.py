@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any, Literal, get_args
 
 from rewards.base import Reward, naming_failures
-from rewards.errors import UserError
+from rewards.errors import UserError, check_choice
 from rewards.types import RewardInput
 
 FunctionInterface = Literal["group", "completion"]
@@ -39,9 +39,7 @@ class FunctionReward(Reward):
     ) -> None:
         self.function = _imported(function) if isinstance(function, str) else function
         super().__init__(name=name or getattr(self.function, "__name__", None), **kwargs)
-        if interface not in get_args(FunctionInterface):
-            allowed = ", ".join(map(repr, get_args(FunctionInterface)))
-            raise UserError(f"Reward {self.name!r} has interface {interface!r}; allowed are {allowed}.")
+        check_choice(f"Reward {self.name!r}: interface", interface, get_args(FunctionInterface))
         self.interface = interface
 
     def score(self, group: RewardInput, raw: Mapping[str, Sequence[float]]) -> Sequence[float]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from rewards.errors import UserError
+from rewards.errors import UserError, check_choice
 from rewards.types import EncoderDtype
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ class ImageTextEncoder:
     """Images or texts per forward pass."""
 
     def __post_init__(self) -> None:
-        if self.dtype not in get_args(EncoderDtype):
-            raise UserError(f"dtype is {self.dtype!r}; it must be one of {', '.join(get_args(EncoderDtype))}.")
+        check_choice("dtype", self.dtype, get_args(EncoderDtype))
         if self.batch_size < 1:
             raise UserError(f"batch_size is {self.batch_size}; it must be >= 1.")
         if self.max_tokens is not None and self.max_tokens < 1:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rewards.answer_format import parse_response
 from rewards.base import Reward
-from rewards.errors import UserError
+from rewards.errors import UserError, check_choice
 from rewards.types import EncoderDtype, RewardInput
 
 if TYPE_CHECKING:
@@ -133,7 +133,13 @@ class SemanticReward(Reward):
         from rewards.image_text_encoder import ImageTextEncoder
 
         super().__init__(gate=gate, **kwargs)
-        _check_settings(self.name, variant, scale, num_frames, cache_size)
+        check_choice(f"Reward {self.name!r}: variant", variant, get_args(Variant))
+        if not 0 < scale < float("inf"):
+            raise UserError(f"Reward {self.name!r} has scale {scale}; it must be finite and > 0 (2 in the paper).")
+        if num_frames < 1:
+            raise UserError(f"Reward {self.name!r} has num_frames {num_frames}; it must be >= 1.")
+        if cache_size < 0:
+            raise UserError(f"Reward {self.name!r} has cache_size {cache_size}; it must be >= 0 (0 keeps no clip).")
         # The suite passes the raw scores of required rewards: with them, closed gates need no encoding.
         self.requires = () if gate is None else (gate,)
         self.variant = variant
@@ -190,14 +196,3 @@ def _digest(frames: Tensor) -> bytes:
     digest = hashlib.blake2b(repr(list(frames.shape)).encode(), digest_size=16)
     digest.update(frames.cpu().contiguous().numpy().data)
     return digest.digest()
-
-
-def _check_settings(name: str, variant: str, scale: float, num_frames: int, cache_size: int) -> None:
-    if variant not in get_args(Variant):
-        raise UserError(f"Reward {name!r} has variant {variant!r}; it must be one of {', '.join(get_args(Variant))}.")
-    if not 0 < scale < float("inf"):
-        raise UserError(f"Reward {name!r} has scale {scale}; it must be finite and > 0 (2 in the paper).")
-    if num_frames < 1:
-        raise UserError(f"Reward {name!r} has num_frames {num_frames}; it must be >= 1.")
-    if cache_size < 0:
-        raise UserError(f"Reward {name!r} has cache_size {cache_size}; it must be >= 0 (0 keeps no clip).")

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from rewards.base import Reward, naming_failures
-from rewards.errors import UserError
+from rewards.errors import UserError, check_choice
 from rewards.types import RewardBreakdown, RewardInput
 
 TOTAL = "total"
@@ -74,10 +74,8 @@ class SuiteConfig:
     """Subtracted from the total of a truncated completion with `truncation: penalize`; above 0."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("normalization", Normalization), ("truncation", Truncation)):
-            given, allowed = getattr(self, name), get_args(choices)
-            if given not in allowed:
-                raise UserError(f"suite.{name} is {given!r}; allowed are {', '.join(map(repr, allowed))}.")
+        check_choice("suite.normalization", self.normalization, get_args(Normalization))
+        check_choice("suite.truncation", self.truncation, get_args(Truncation))
         if (self.truncation == "penalize") != (self.truncation_penalty is not None):
             raise UserError(
                 f"suite.truncation is {self.truncation!r} and suite.truncation_penalty is {self.truncation_penalty}; "

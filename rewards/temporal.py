@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from rewards.accuracy import AnswerParsing, accuracy_reward
 from rewards.base import Reward
-from rewards.errors import UserError
+from rewards.errors import UserError, check_choice
 from rewards.types import RewardInput
 
 TemporalVariant = Literal["paper", "code"]
@@ -53,9 +53,7 @@ class TemporalReward(Reward):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if variant not in get_args(TemporalVariant):
-            allowed = ", ".join(map(repr, get_args(TemporalVariant)))
-            raise UserError(f"Reward {self.name!r} has variant {variant!r}; allowed are {allowed}.")
+        check_choice(f"Reward {self.name!r}: variant", variant, get_args(TemporalVariant))
         if factor < 0:
             raise UserError(f"Reward {self.name!r} has factor {factor}; it must be >= 0.")
         if not 0 < shuffled_fraction <= 1:

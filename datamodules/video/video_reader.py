@@ -24,7 +24,7 @@ from datamodules.video.frame_sampling import FrameConfig
 from datamodules.video.reader_process import decode_elsewhere
 from datamodules.video.time_range import time_range
 from datamodules.video.types import FramePlan, MediaConfig, ReaderName, VideoClip, VideoMetadata
-from rewards.errors import UserError
+from rewards.errors import check_choice
 
 _log = logging.getLogger(__name__)
 
@@ -63,8 +63,7 @@ def read_video(
         UserError: unknown reader; `start` and `end` are not 0 <= start < end.
         ImportError: the chosen reader, or the FFmpeg that torchcodec needs, is not installed.
     """
-    if reader not in READERS:
-        raise UserError(f"Unknown video reader {reader!r}; choose one of {', '.join(READERS)}.")
+    check_choice("reader", reader, READERS)
     request = _request("video", path, root, config, media)
     return _cached(replace(request, times=time_range(start, end), reader=reader), cache)
 

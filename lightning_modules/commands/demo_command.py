@@ -58,7 +58,10 @@ def demo_command(arguments: Sequence[str], *, run: RunCommand) -> None:
             output: folder for model, clips, logs and results; what an earlier demo trained there is replaced.
             seed: of weights, data and sampling.
         """
-        _Demo(output=Path(output), seed=seed, run=run).run_all()
+        from lightning_modules.training.run_lock import run_lock
+
+        with run_lock(Path(output)):
+            _Demo(output=Path(output), seed=seed, run=run).run_all()
 
     auto_cli(demo, args=list(arguments[1:]), as_positional=False, prog="cli.py demo")
 
@@ -71,17 +74,8 @@ class _Demo:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run_all(self) -> None:
-        """Train, validate, write `summary.json` and `curves.png`, print the table.
-
-        Raises:
-            UserError: another demo is at work in the folder, or it holds something else.
-        """
-        from lightning_modules.training.run_lock import run_lock
-
-        with run_lock(self.output):
-            self._run_all()
-
-    def _run_all(self) -> None:
+        """Train, validate, write `summary.json` and `curves.png`, print the table; a UserError if the folder holds
+        something else."""
         from datamodules.synthetic.dataset import write_dataset
         from lightning_modules.pictures.curves import plot_curves
         from lightning_modules.policy.tiny import write_tiny_model

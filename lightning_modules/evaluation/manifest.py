@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +35,6 @@ MODEL_SUFFIXES = (*WEIGHT_SUFFIXES, ".json", ".txt", ".jinja", ".model")
 """Files of a model folder that loading it may read: weights, configs, tokenizer, chat template."""
 PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "lightning", "peft", "bitsandbytes", "av", "numpy")
 HASH_THREADS = 4
-SHA256_DIGITS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,9 +234,13 @@ def _shown(leaves: Mapping[tuple[str, ...], Any], place: tuple[str, ...]) -> str
     if place not in leaves:
         return "absent"
     value = leaves[place]
-    if isinstance(value, str) and len(value) == SHA256_DIGITS:
-        return f"{value[:12]}…"
-    return json.dumps(value, ensure_ascii=False)[:80]
+    digest = short_digest(value)
+    return digest if digest != value else json.dumps(value, ensure_ascii=False)[:80]
+
+
+def short_digest(value: Any) -> Any:
+    """The beginning of a SHA-256; anything else as it is."""
+    return f"{value[:12]}…" if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else value
 
 
 def _media_identity(root: Path, paths: Sequence[str]) -> MediaIdentity:

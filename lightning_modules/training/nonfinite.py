@@ -18,7 +18,7 @@ from datamodules.types import EncodedPrompt, SFTBatch
 from lightning_modules.rollouts.types import NonFiniteLogitsError, RolloutGroup
 from lightning_modules.training.stored_batch import StoredBatch
 from lightning_modules.training.typed_lightning import callbacks_of
-from rewards.errors import UserError
+from rewards.errors import UserError, check_choice
 from rewards.suite import NonFiniteScoreError
 
 if TYPE_CHECKING:
@@ -47,11 +47,7 @@ class GuardConfig:
     """Skipped steps of the whole run, resumed parts included, after which the next one stops it."""
 
     def __post_init__(self) -> None:
-        if self.on_nonfinite not in get_args(OnNonfinite):
-            raise UserError(
-                f"model.guard.on_nonfinite is {self.on_nonfinite!r}; allowed are "
-                f"{', '.join(map(repr, get_args(OnNonfinite)))}."
-            )
+        check_choice("model.guard.on_nonfinite", self.on_nonfinite, get_args(OnNonfinite))
         if self.max_skipped_steps < 1:
             raise UserError(
                 f"model.guard.max_skipped_steps is {self.max_skipped_steps}; it must be >= 1 (on_nonfinite: stop skips "

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from rewards.errors import UserError
+from rewards.errors import UserError, check_choice
 
 Schedule = Literal["constant", "linear", "cosine"]
 Horizon = Literal["training", "epochs"]
@@ -50,13 +50,8 @@ class OptimizerConfig:
     """Learning rate at the schedule's last step as a fraction of `learning_rate`."""
 
     def __post_init__(self) -> None:
-        if self.name not in OPTIMIZERS:
-            raise UserError(f"optimizer.name is {self.name!r}; it must be one of {', '.join(OPTIMIZERS)}.")
-        if self.schedule_horizon not in get_args(Horizon):
-            raise UserError(
-                f"optimizer.schedule_horizon is {self.schedule_horizon!r}; it must be one of "
-                f"{', '.join(get_args(Horizon))}."
-            )
+        check_choice("optimizer.name", self.name, OPTIMIZERS)
+        check_choice("optimizer.schedule_horizon", self.schedule_horizon, get_args(Horizon))
         if self.learning_rate <= 0:
             raise UserError(f"optimizer.learning_rate is {self.learning_rate}; it must be > 0.")
         if self.warmup_steps < 0:

@@ -15,7 +15,7 @@ import torch
 
 from rewards.accuracy import multiple_choice_accuracy, numerical_accuracy
 from rewards.answer_format import parse_response
-from rewards.errors import UserError
+from rewards.errors import UserError, check_choice
 from rewards.normalize import gold_number, parse_number
 from rewards.types import ProblemType
 
@@ -96,8 +96,7 @@ def score_item(
         UserError: unknown rule, problem type or task; an empty gold answer, or one that the rule cannot read, such as
             a word where it needs a number.
     """
-    if rule not in get_args(ScoringRule):
-        raise UserError(f"scoring rule is {rule!r}; it must be one of {', '.join(map(repr, get_args(ScoringRule)))}.")
+    check_choice("scoring rule", rule, get_args(ScoringRule))
     kind = ProblemType(problem_type)
     if not answer.strip():
         raise UserError(f"The gold answer of a {scoring.title} item is empty; every prediction would be wrong.")

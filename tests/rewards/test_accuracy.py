@@ -135,5 +135,5 @@ def test_the_reward_parses_as_told_and_compares_with_the_records_options(make_gr
 
 
 def test_unknown_parsing_is_refused():
-    with pytest.raises(ValueError, match="'accuracy' has parsing 'lenient'; allowed are 'strict', 'tolerant'"):
+    with pytest.raises(ValueError, match="'accuracy': parsing is 'lenient'; allowed are 'strict', 'tolerant'"):
         AccuracyReward(parsing="lenient")

@@ -86,5 +86,5 @@ def test_a_module_that_cannot_be_imported_says_why_itself():
 
 
 def test_an_unknown_interface_is_refused():
-    with pytest.raises(ValueError, match=r"'tokens_of_one' has interface 'one'; allowed are 'group', 'completion'\."):
+    with pytest.raises(ValueError, match=r"'tokens_of_one': interface is 'one'; allowed are 'group', 'completion'\."):
         FunctionReward(tokens_of_one, "one")

@@ -15,10 +15,5 @@ from datamodules.evaluation.benchmarks.videommmu import VIDEOMMMU
 from datamodules.evaluation.benchmarks.vsibench import VSIBENCH
 
 BENCHMARKS: dict[str, Benchmark] = {
-    "vsibench": VSIBENCH,
-    "videommmu": VIDEOMMMU,
-    "mmvu": MMVU,
-    "mvbench": MVBENCH,
-    "tempcompass": TEMPCOMPASS,
-    "videomme": VIDEOMME,
+    benchmark.name: benchmark for benchmark in (VSIBENCH, VIDEOMMMU, MMVU, MVBENCH, TEMPCOMPASS, VIDEOMME)
 }

@@ -5,11 +5,11 @@ A difference is this run minus the other one.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from datamodules.evaluation.benchmarks import BENCHMARKS
 from datamodules.evaluation.benchmarks.videommmu import delta_knowledge
+from lightning_modules.evaluation.manifest import short_digest
 from lightning_modules.evaluation.report.run_folder import PERCENT, EvaluationRun
 from lightning_modules.evaluation.report.sections import HEADLINES, settings_of
 from lightning_modules.evaluation.report.tables import ABSENT, Block, Cell, Note, Score, Section, Table
@@ -162,7 +162,7 @@ def _adapts(item: Prediction) -> bool:
 def _settings(run: EvaluationRun, other: EvaluationRun) -> Block:
     ours, theirs = settings_of(run), settings_of(other)
     rows = [
-        (name, *(_short_digest(settings.get(name, ABSENT)) for settings in (ours, theirs)))
+        (name, *(short_digest(settings.get(name, ABSENT)) for settings in (ours, theirs)))
         for name in dict.fromkeys((*ours, *theirs))
         if ours.get(name) != theirs.get(name)
     ]
@@ -170,7 +170,3 @@ def _settings(run: EvaluationRun, other: EvaluationRun) -> Block:
         return "Both manifests state the same model, data, settings and versions."
     header = ("Setting", "This run", "Other")
     return Table(caption="What the manifests state differently", header=header, rows=rows, text_columns=3)
-
-
-def _short_digest(text: str) -> str:
-    return f"{text[:12]}…" if re.fullmatch("[0-9a-f]{64}", text) else text

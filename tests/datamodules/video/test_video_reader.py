@@ -344,7 +344,7 @@ def test_thin_videos_name_their_file(tmp_path: Path) -> None:
 
 
 def test_unknown_reader_is_refused() -> None:
-    with pytest.raises(ValueError, match="Unknown video reader 'cv2'; choose one of pyav, decord, torchcodec"):
+    with pytest.raises(ValueError, match="reader is 'cv2'; allowed are 'pyav', 'decord', 'torchcodec'"):
         read_video("any.mp4", FRAMES, reader="cv2")
 
 

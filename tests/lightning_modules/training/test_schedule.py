@@ -46,5 +46,5 @@ def test_an_epoch_horizon_needs_epochs(tiny_folder, mixed_data, tmp_path):
 
 
 def test_an_unknown_horizon_is_refused():
-    with pytest.raises(ValueError, match="schedule_horizon is 'epoch'; it must be one of training, epochs"):
+    with pytest.raises(ValueError, match="schedule_horizon is 'epoch'; allowed are 'training', 'epochs'"):
         OptimizerConfig(schedule_horizon="epoch")

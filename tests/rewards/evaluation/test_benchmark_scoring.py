@@ -89,7 +89,7 @@ def test_an_empty_gold_answer_is_an_error(rule, benchmark):
 
 
 def test_unknown_names_list_what_is_allowed():
-    with pytest.raises(ValueError, match="scoring rule is 'paper'; it must be one of 'videorft', 'official'"):
+    with pytest.raises(ValueError, match="scoring rule is 'paper'; allowed are 'videorft', 'official'"):
         scored("paper", "OCR", "A", "A")
     with pytest.raises(ValueError, match="problem_type is 'choice'"):
         scored("official", "choice", "A", "A")
