@@ -25,11 +25,9 @@ from typing import Any
 import numpy as np
 
 from datamodules.record_schema import RecordProblem, check_record, doubt, parse_record
+from datamodules.text_table import listed
 from datamodules.types import VideoRecord
 from rewards.errors import UserError
-
-SHOWN_PROBLEMS = 20
-"""A refused file lists this many of its problems and counts the others."""
 
 Place = tuple[int, int, int]
 """Of an element: line (JSONL) or number (JSON list), from 1; offset and size in bytes."""
@@ -62,7 +60,7 @@ class RecordFile(Sequence[VideoRecord]):
 
     Raises:
         UserError: the file or the folder does not exist, the file holds no record, or some of its records are
-            invalid; all problems are counted and the first `SHOWN_PROBLEMS` listed.
+            invalid; all problems are counted and the first listed.
     """
 
     def __init__(self, path: str | Path, data_root: str | Path, *, require_process: bool = False) -> None:
@@ -73,17 +71,15 @@ class RecordFile(Sequence[VideoRecord]):
         self.doubts: dict[str, tuple[int, int]] = {}
         """What looks like a mistake -> how many records have it, line of the first."""
         self._media: dict[str, int] = {}
-        places, problems, shown = array("q"), 0, ""
+        places, problems = array("q"), list[str]()
         for place, item in _scan_with_places(self.path, require_process):
             if isinstance(item, RecordProblem):
-                problems += 1
-                shown += f"\n  {item}" if problems <= SHOWN_PROBLEMS else ""
+                problems.append(str(item))
             else:
                 places.extend(place)
                 self._note(item)
         if problems:
-            more = f"\n  and {problems - SHOWN_PROBLEMS:,} more" if problems > SHOWN_PROBLEMS else ""
-            raise UserError(f"{self.path} is not a valid data file: {problems:,} problem(s).{shown}{more}")
+            raise UserError(f"{self.path} is not a valid data file: {len(problems):,} problem(s).{listed(problems)}")
         if not places:
             raise UserError(f"{self.path} holds no records. It must be a JSON list or JSON lines of records.")
         self._places = np.frombuffer(places, dtype=np.int64).reshape(-1, 3)

@@ -27,8 +27,9 @@ from datamodules.collate import PromptCollator, SFTCollator, SFTSample
 from datamodules.encoding import PromptEncoder, media_token_id
 from datamodules.media import find_missing, read_media
 from datamodules.prompts import PromptTemplate
-from datamodules.records import SHOWN_PROBLEMS, RecordSet, open_records
+from datamodules.records import RecordSet, open_records
 from datamodules.sampler import ResumableSampler
+from datamodules.text_table import listed
 from datamodules.types import BadRecord, EncodedPrompt, PromptBatch, SFTBatch, VideoRecord
 from datamodules.video.clip_cache import ClipCache, ClipCacheConfig
 from datamodules.video.decoding import READERS
@@ -368,9 +369,7 @@ class VideoDataModule(L.LightningDataModule):
             if number:
                 rank_zero_info(f"All {number:,} media files are there ({time.perf_counter() - started:.1f} s).")
             return
-        more = f"\n  and {len(missing) - SHOWN_PROBLEMS:,} more" if len(missing) > SHOWN_PROBLEMS else ""
-        shown = "\n  ".join(missing[:SHOWN_PROBLEMS])
-        message = f"{len(missing):,} of {number:,} media files do not exist:\n  {shown}{more}\n"
+        message = f"{len(missing):,} of {number:,} media files do not exist:{listed(missing)}\n"
         if self.on_bad_media == "quarantine" and len(missing) <= self.max_bad_fraction * number:
             rank_zero_warn(f"{message}Other records will take the place of theirs, as data.on_bad_media says.")
             return

@@ -7,13 +7,12 @@ of ranks and after any interruption, so that an answer cannot depend on them thr
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.bad_media import NO_FAULT_OF_THE_RECORD, bad_record
@@ -22,14 +21,12 @@ from datamodules.evaluation.benchmarks import BENCHMARKS
 from datamodules.evaluation.benchmarks.benchmark import Benchmark
 from datamodules.media import record_times
 from datamodules.records import RecordFile
-from datamodules.types import EncodedPrompt, PromptBatch, VideoRecord
+from datamodules.text_table import listed
+from datamodules.types import EncodedPrompt, Movable, PromptBatch, VideoRecord
 from datamodules.video_datamodule import EncodedRecords, VideoDataModule
 from rewards.errors import UserError
 from rewards.evaluation.predictions import gold_answer, grade
 from rewards.evaluation.scoring import ScoringRule
-
-SHOWN_PROBLEMS = 20
-"""Records that cannot be evaluated are listed up to this number."""
 
 
 @dataclass(frozen=True, order=True)
@@ -54,18 +51,12 @@ class BenchmarkItem:
 
 
 @dataclass(kw_only=True)
-class BenchmarkBatch:
+class BenchmarkBatch(Movable):
     """Questions of one benchmark; empty where a rank has nothing to do."""
 
     items: list[BenchmarkItem]
     prompts: PromptBatch | None
     """Of the items that have one, in their order; None if none has."""
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> BenchmarkBatch:
-        return replace(self, prompts=None if self.prompts is None else self.prompts.to(device, non_blocking))
-
-    def pin_memory(self) -> BenchmarkBatch:
-        return replace(self, prompts=None if self.prompts is None else self.prompts.pin_memory())
 
 
 def collate_questions(items: Sequence[BenchmarkItem], *, pad_token_id: int) -> BenchmarkBatch:
@@ -172,7 +163,7 @@ class BenchmarkDataModule(VideoDataModule):
             Benchmark -> what a reader of its scores must know about this data.
 
         Raises:
-            UserError: records that cannot be asked, or scored under the rules; the first `SHOWN_PROBLEMS` are listed.
+            UserError: records that cannot be asked, or scored under the rules; the first are listed.
         """
         problems: list[str] = []
         notes = {}
@@ -189,9 +180,7 @@ class BenchmarkDataModule(VideoDataModule):
                     problems.append(f"{record.where}: {str(error).removeprefix(f'{record.where}: ')}")
             notes[benchmark.name] = _notes(benchmark, records)
         if problems:
-            more = f"\n  and {len(problems) - SHOWN_PROBLEMS:,} more" if len(problems) > SHOWN_PROBLEMS else ""
-            shown = "\n  ".join(problems[:SHOWN_PROBLEMS])
-            raise UserError(f"{len(problems):,} questions cannot be evaluated:\n  {shown}{more}")
+            raise UserError(f"{len(problems):,} questions cannot be evaluated:{listed(problems)}")
         return notes
 
     def _range(self, file: RecordFile) -> range:

@@ -139,15 +139,8 @@ def _orientation(file: ImageFile) -> int:
 
 
 def _upright(image: Image, orientation: int) -> Image:
-    from PIL.Image import Transpose
+    from PIL import ImageOps
 
-    turns = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }
-    return image.transpose(turns[orientation]) if orientation in turns else image
+    image.info = {}  # or Pillow would read the file's own EXIF data, broken or not
+    image.getexif()[_ORIENTATION] = orientation
+    return ImageOps.exif_transpose(image)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.evaluation.benchmark_datamodule import BenchmarkDataModule
+from datamodules.text_table import listed
 from datamodules.video.frame_sampling import FrameConfig
 from datamodules.video.video_reader import ReaderName
 from lightning_modules.evaluation.answers import ChoiceScoring
@@ -218,8 +219,7 @@ def compare_manifests(earlier: Manifest, given: Manifest, *, title: str, remedy:
     """
     found = differences(asdict(earlier.identity), asdict(given.identity))
     if found:
-        lines = "\n  ".join(found[:20]) + (f"\n  and {len(found) - 20} more" if len(found) > 20 else "")
-        raise UserError(f"{title}\n  {lines}\n{remedy}")
+        raise UserError(f"{title}{listed(found)}\n{remedy}")
     return differences(earlier.versions, given.versions)
 
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from datamodules.evaluation.benchmark_datamodule import BenchmarkDataModule
+from datamodules.text_table import listed
 from datamodules.whole_files import write_whole
 from lightning_modules.evaluation import manifest as manifests
 from lightning_modules.evaluation.journal import PredictionJournal
@@ -62,8 +63,7 @@ class BenchmarkRun:
         title = f"{self.folder} holds a run that differs from this one:"
         changed = manifests.compare_manifests(earlier, given, title=title, remedy=remedy)
         if changed:
-            lines = "\n  ".join(changed)
-            raise UserError(f"{self.folder} holds a run with other library versions:\n  {lines}\n{remedy}")
+            raise UserError(f"{self.folder} holds a run with other library versions:{listed(changed)}\n{remedy}")
 
     def prepare(self, *, retry_failed: bool) -> None:
         """Write the manifest and gather what earlier runs have answered; rank 0 calls it, the others wait."""

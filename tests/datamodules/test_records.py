@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 
 from datamodules.media import read_media
 from datamodules.record_schema import RecordProblem
-from datamodules.records import SHOWN_PROBLEMS, RecordFile, RecordSet, open_records, scan
+from datamodules.records import RecordFile, RecordSet, open_records, scan
+from datamodules.text_table import SHOWN
 from datamodules.video.frame_sampling import TRAIN
 from datamodules.video.media_place import media_place
 
@@ -86,11 +87,11 @@ def test_an_integer_id_equals_its_string(tmp_path):
 
 
 def test_many_problems_are_counted_and_the_first_listed(tmp_path):
-    path = write(tmp_path / "data", [record(number, problem="") for number in range(SHOWN_PROBLEMS + 5)])
+    path = write(tmp_path / "data", [record(number, problem="") for number in range(SHOWN + 5)])
     with pytest.raises(ValueError, match="25 problem") as caught:
         RecordFile(path, tmp_path)
     lines = str(caught.value).splitlines()
-    assert len(lines) == 1 + SHOWN_PROBLEMS + 1
+    assert len(lines) == 1 + SHOWN + 1
     assert lines[-1].strip() == "and 5 more"
 
 
