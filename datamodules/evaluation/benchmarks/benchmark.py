@@ -32,7 +32,7 @@ class Benchmark(BenchmarkScoring):
     convert: Callable[..., Iterator[Record]]
     """(content of an annotation file, its part if there are parts, folder=...) -> records with all fields of the
     breakdowns. The folder of the videos is relative to the data root, and its default is the authors'. A UserError
-    names a row that lacks a field, or whose answer is none of its options, and an unknown part."""
+    names a row that lacks a field, or whose answer is none of its options."""
     parts: tuple[str, ...] = ()
     """Tasks or tracks, where the authors publish a file for each and the file does not name it."""
     question_only: bool = False

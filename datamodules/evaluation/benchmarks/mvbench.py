@@ -57,8 +57,6 @@ def convert(rows: Iterable[Row], task: str, *, folder: str = "MVBench/video") ->
     Episodic Reasoning comes as folders of pictures, three a second; its records expect a video of 3 frames per second
     made of each, under the folder's name with `.mp4`.
     """
-    if task not in TASKS:
-        raise UserError(f"{task!r} is no task of MVBench; its tasks are {', '.join(TASKS)}.")
     subfolder, timed = TASKS[task]
     needed = "video question candidates answer" + (" start end" if timed else "")
     for number, row in enumerate(checked_rows(f"MVBench {task}", rows, needed)):

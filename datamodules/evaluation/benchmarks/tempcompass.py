@@ -55,8 +55,6 @@ def convert(
     earn two thirds, for it has no pair of words to compare. The reference of captioning is the answer's text. The
     official scorer's question and answer are kept as `original_question` and `original_answer`.
     """
-    if task not in _FORMS:
-        raise UserError(f"{task!r} is no task of TempCompass; its tasks are {', '.join(_FORMS)}.")
     for video, aspects in questions.items():
         for aspect, rows in aspects.items():
             for number, row in enumerate(checked_rows(f"TempCompass {task} {video} {aspect}", rows, "question answer")):

@@ -158,9 +158,7 @@ def test_options_keep_their_letters_or_get_them():
         (lambda: vsibench.convert([VSI, {"id": 1}]), "VSI-Bench, row 1: dataset, scene_name, .* given are id"),
         (lambda: videommmu.convert([{**MMMU, "id": "dev_Alchemy_1"}], "Perception"), "subject 'Alchemy'"),
         (lambda: mvbench.convert([MVB], "Action Sequence"), "Action Sequence, row 0: start, end missing"),
-        (lambda: mvbench.convert([MVB], "Action"), "'Action' is no task of MVBench"),
         (lambda: mvbench.convert([{**MVB, "answer": "hid"}], "State Change"), "answer 'hid' is none of"),
-        (lambda: tempcompass.convert({}, "quiz"), "'quiz' is no task of TempCompass; its tasks are multi-choice"),
         (
             lambda: tempcompass.convert(
                 {"1": {"speed": [{"question": "?\nOption 1: x", "answer": "y"}]}}, "caption_matching"
