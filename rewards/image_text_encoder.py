@@ -107,15 +107,6 @@ class ImageTextEncoder:
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         return model.requires_grad_(False).eval().to(chosen)
 
-    def load(self) -> None:
-        """Read processor and weights now instead of on first use.
-
-        Raises:
-            UserError: they cannot be loaded.
-        """
-        _ = self.processor
-        _ = self.model
-
     def encode_images(self, images: Sequence[Tensor]) -> Tensor:
         """Unit vectors of images.
 

@@ -153,7 +153,7 @@ class SemanticReward(Reward):
 
     def prepare(self) -> None:
         """Load the encoder, so that a checkpoint that cannot be loaded stops the run before the first rollout."""
-        self.encoder.load()
+        _ = self.encoder.processor, self.encoder.model  # otherwise read on first use
 
     def score(self, group: RewardInput, raw: Mapping[str, Sequence[float]]) -> list[float]:
         spans = self._spans(group, raw)
