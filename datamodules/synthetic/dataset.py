@@ -96,7 +96,8 @@ def write_dataset(
                     write_clip(folder / path, render(question.scene))
                     records.append(_video_record(question, index, path, with_process=split == "sft"))
                     bar.update()
-                _write_jsonl(folder / f"{split}.jsonl", records)
+                lines = "".join(json.dumps(record) + "\n" for record in records)
+                (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
 
     arguments = {"dataset": "demo", "seed": seed, "teacher_error": teacher_error, **counts}
     publish_folder(output, arguments=arguments, build=build)
@@ -226,10 +227,6 @@ def _record(
     if path is not None:
         record["path"] = f"./{path}"
     return record | {"options": [], **fields, "data_source": "synthetic"}
-
-
-def _write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 def _texts(thought: str, answer: str) -> dict[str, str]:

@@ -65,7 +65,9 @@ class ContinuedRun(Callback):
         self._tidy(trainer)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
-        _flush(trainer)
+        logger = _tensorboard(trainer)
+        if logger is not None and trainer.is_global_zero:
+            logger.experiment.flush()
         self._saved = True
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -114,12 +116,6 @@ def _counted(trainer: pl.Trainer) -> dict[str, set[str]]:
 
 def _tensorboard(trainer: pl.Trainer) -> TensorBoardLogger | None:
     return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
-
-
-def _flush(trainer: pl.Trainer) -> None:
-    logger = _tensorboard(trainer)
-    if logger is not None and trainer.is_global_zero:
-        logger.experiment.flush()
 
 
 def _purge(trainer: pl.Trainer) -> None:

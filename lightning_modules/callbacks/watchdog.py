@@ -15,7 +15,6 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from lightning_modules.training.failure_notes import records_of
-from lightning_modules.training.phase_timer import PhaseTimer
 from lightning_modules.training.typed_lightning import stage_of
 from rewards.errors import UserError
 
@@ -63,7 +62,6 @@ class Watchdog(Callback):
         self.seconds = seconds
         self._rank = ""
         self._several_ranks = False
-        self._timer: PhaseTimer | None = None
         self._progress = Progress(phase="start", step=1, records=(), since=time.monotonic())
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -82,9 +80,9 @@ class Watchdog(Callback):
             )
         self._rank = f"rank {trainer.global_rank} of {trainer.world_size} on {socket.gethostname()} (pid {os.getpid()})"
         self._several_ranks = trainer.world_size > 1
-        self._timer = getattr(pl_module, "timer", None)
-        if self._timer is not None:
-            self._timer.listener = lambda phase: self._enter(f"training step, {phase}")
+        timer = getattr(pl_module, "timer", None)
+        if timer is not None:
+            timer.listener = lambda phase: self._enter(f"training step, {phase}")
         self._stop()
         self._enter("set-up: reading records, loading the model")
         self._stopped = threading.Event()

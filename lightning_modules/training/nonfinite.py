@@ -143,11 +143,9 @@ class NonFiniteGuard:
         own += [] if self._rollout_fault is None else [self._rollout_fault]
         scaled = getattr(module.trainer.precision_plugin, "scaler", None) is not None
         shared = [] if scaled or math.isfinite(grad_norm) else [f"the gradient norm is {grad_norm}"]
-        if _any_rank(module.trainer, bool(own or shared)):
+        allowed = not _any_rank(module.trainer, bool(own or shared))
+        if not allowed:
             self._judge(module, own, shared, advantages)
-            allowed = False
-        else:
-            allowed = True
         self._losses, self._batches, self._rollout_fault = [], [], None
         return allowed
 
