@@ -13,7 +13,7 @@ from datamodules.synthetic.scene import COLORS, FRAMES, Flash, Scene, render
 from rewards.types import ProblemType
 from tests.datamodules.synthetic.mixed_dataset import write_mixed_dataset
 
-SMALL = {"seed": 3, "sft_clips": 6, "rl_clips": 4, "eval_clips": 4, "progress": False}
+SMALL = {"seed": 3, "sft_clips": 6, "rl_clips": 4, "eval_clips": 4}
 
 
 @pytest.fixture(scope="module")
