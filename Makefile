@@ -5,6 +5,8 @@ VENV ?= .venv
 PYTHON3 ?= python3
 PYTHON := $(VENV)/bin/python
 PYTEST := $(PYTHON) -m pytest --timeout 300
+# Tests of one file share what they prepared, so a file stays in one process.
+PROCESSES ?= 2
 SEED ?= 0
 
 # The stamps carry a digest of the requirements, not a date: a fresh clone or a branch switch reinstalls nothing.
@@ -22,7 +24,7 @@ demo: $(BASE)  ## Teach a tiny model on generated clips, offline, on the CPU (SE
 	$(PYTHON) cli.py demo --seed $(SEED) --output runs/demo
 
 test: $(DEV)  ## Run the default test suite
-	$(PYTEST) -m "not gpu and not vllm and not slow"
+	$(PYTEST) -n $(PROCESSES) --dist loadfile -m "not gpu and not vllm and not slow"
 
 CORE := $(addprefix tests/lightning_modules/,functional policy rollouts test_sft_module.py test_grpo_module.py)
 

@@ -177,11 +177,19 @@ class Policy(nn.Module):
         )
 
     def target_statistics(self, batch: SFTBatch) -> TokenStatistics:
-        """Log-probabilities of the labeled tokens of a fine-tuning batch, [N] in row order."""
-        hidden = self._hidden(batch.input_ids, batch.vision, batch.position_ids)
-        labels = batch.labels[:, 1:]
-        labeled = labels != IGNORED_LABEL
-        return self._statistics(hidden[:, :-1][labeled], labels[labeled], 1.0)
+        """Log-probabilities of the labeled tokens of a fine-tuning batch, [N] in row order.
+
+        The records go through the model one after another in one row, without their padding.
+        """
+        assert batch.position_ids is not None, _NO_POSITIONS
+        real = batch.attention_mask.bool()
+        layout = tuple((length, ()) for length in real.sum(dim=1).tolist())
+        positions = batch.position_ids[:, real][:, None]
+        hidden = self._hidden(batch.input_ids[real][None], batch.vision, positions, shared_prefix=layout)[0]
+        labels = batch.labels[real]
+        # Records begin with their prompt, so that no label is predicted by the record before.
+        predicting = (labels[1:] != IGNORED_LABEL).nonzero().flatten()
+        return self._statistics(hidden[predicting], labels[predicting + 1], 1.0)
 
     def prefill(self, batch: PromptBatch, *, group_size: int) -> tuple[Tensor, GroupCache]:
         """Run each prompt once: logits of the first completion token [B, V] and the cache for B * G completions."""

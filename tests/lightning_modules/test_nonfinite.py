@@ -29,12 +29,12 @@ def poisoned_loss(monkeypatch):
     pack, logprobs = Policy.pack, Policy.logprobs
     packed = []
 
-    def remembering_pack(self, batch, completions):
+    def remembering_pack(self, batch, completions, **options):
         packed.append([prompt.record for prompt in batch.prompts])
-        return pack(self, batch, completions)
+        return pack(self, batch, completions, **options)
 
-    def poisoned_logprobs(self, batch, *, temperature):
-        statistics = logprobs(self, batch, temperature=temperature)
+    def poisoned_logprobs(self, batch, **options):
+        statistics = logprobs(self, batch, **options)
         return replace(statistics, logprobs=statistics.logprobs * poisoned(packed[-1]))
 
     monkeypatch.setattr(Policy, "target_statistics", poisoned_targets(POISONED))

@@ -8,6 +8,7 @@ from datamodules.collate import IGNORED_LABEL, SFTCollator
 from lightning_modules.callbacks import RolloutPictures
 from lightning_modules.sft_module import LOSS_SCALE
 from tests.lightning_modules.module_runs import data_module, scalars, sft_module, trainer
+from tests.lightning_modules.policy.test_shared_prefix import relative_error
 from tests.lightning_modules.sft_gradients import assert_same_steps, expected_steps, lightning_steps
 
 
@@ -53,18 +54,32 @@ def test_the_loss_is_that_of_the_labeled_tokens(tiny_folder, mixed_data, tmp_pat
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-8)
 
 
-def test_padding_does_not_change_the_loss(tiny_folder, mixed_data):
+def test_one_row_of_all_records_has_the_gradients_of_padded_rows(tiny_folder, mixed_data):
     module = sft_module(tiny_folder, dtype="float64")
     module.configure_model()
-    data = data_module(tiny_folder, mixed_data, train_format="sft")
+    policy, data = module.policy, data_module(tiny_folder, mixed_data, train_format="sft")
     data.setup("fit")
     dataset = data._dataset("fit", data.train_frames, with_targets=True)
     samples = [dataset[index] for index in range(6)]
-    collate = SFTCollator(pad_token_id=data.tokenizer.pad_token_id)
-    together = module.policy.target_statistics(module.policy.with_positions(collate(samples))).logprobs
-    alone = [module.policy.target_statistics(module.policy.with_positions(collate([s]))).logprobs for s in samples]
     assert len({len(sample.prompt.input_ids) for sample in samples}) > 1
-    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-6)
+    batch = policy.with_positions(SFTCollator(pad_token_id=data.tokenizer.pad_token_id)(samples))
+    weights = torch.randn(int((batch.labels != IGNORED_LABEL).sum()), dtype=torch.float64)
+
+    def gradients(logprobs):
+        policy.zero_grad()
+        (logprobs * weights).sum().backward()
+        return {name: value.grad for name, value in policy.named_parameters()}
+
+    hidden = policy._hidden(batch.input_ids, batch.vision, batch.position_ids)
+    every = (hidden @ policy.model.get_output_embeddings().weight.T)[:, :-1].log_softmax(dim=-1)
+    labels = batch.labels[:, 1:]
+    padded = every.gather(2, labels.clamp(min=0)[..., None]).squeeze(2)[labels != IGNORED_LABEL]
+    packed = policy.target_statistics(batch).logprobs
+    torch.testing.assert_close(packed, padded, rtol=1e-9, atol=1e-12)
+    expected, actual = gradients(padded), gradients(packed)
+    for name, gradient in expected.items():
+        tolerance = 1e-7 if "visual" in name else 1e-9
+        assert relative_error(actual[name], gradient) <= tolerance, name
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(4, 2), (2, 4), (1, 8)])
