@@ -59,6 +59,7 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
     from datamodules.video_datamodule import VideoDataModule
     from lightning_modules.benchmark_module import BenchmarkModule
     from lightning_modules.evaluation import replay
+    from lightning_modules.memory.slices import settle_slices
     from lightning_modules.policy.loading import supported_model_type
     from lightning_modules.policy_module import PolicyModule
     from lightning_modules.training.last_checkpoint import LastCheckpoint, last_checkpoint
@@ -105,6 +106,9 @@ def lightning_cli(arguments: Sequence[str], *, run: bool = True) -> LightningCLI
                     super().instantiate_classes()
                 check_unused(self.trainer, self.subcommand, self.config[self.subcommand].get("ckpt_path"))
                 supported_model_type(self.model.model_name_or_path)  # fails before any data file is read
+                if self.subcommand == "fit":
+                    trainer = self.config[self.subcommand]["trainer"].as_dict()
+                    settle_slices(self.model, self.datamodule, trainer, self.trainer.world_size)
                 if isinstance(self.model, BenchmarkModule):
                     settings = self._parser(self.subcommand).dump(self.config[self.subcommand], format="json")
                     self.model.run_config = replay.run_config(json.loads(settings))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -63,7 +63,8 @@ class GRPOModule(PolicyModule):
         inner_epochs: passes over each rollout.
         micro_batch_groups: groups whose prompts are computed together; null takes the whole batch.
         micro_batch_completions: completions per backward pass, so that memory does not grow with the group; the prompts
-            are computed once all the same. Null takes all of the micro-batch in one pass, with its prompts.
+            are computed once all the same. Null takes all of the micro-batch in one pass, with its prompts; "auto" the
+            most that fit, as `check model` estimates (`python cli.py fit` alone resolves it).
         mask_truncated: leave completions that hit the token limit out of the loss.
         max_resamples: how often a group whose rewards all agree is drawn again.
         max_grad_norm: gradients are scaled down to this norm.
@@ -87,7 +88,7 @@ class GRPOModule(PolicyModule):
         advantage_scale: AdvantageScale = "group",
         inner_epochs: int = 1,
         micro_batch_groups: int | None = None,
-        micro_batch_completions: int | None = None,
+        micro_batch_completions: int | Literal["auto"] | None = None,
         mask_truncated: bool = False,
         max_resamples: int = 0,
         max_grad_norm: float = 1.0,
@@ -108,7 +109,7 @@ class GRPOModule(PolicyModule):
         self.advantage_scale: AdvantageScale = advantage_scale
         self.inner_epochs = self.steps_per_batch = inner_epochs
         self.micro_batch_groups = micro_batch_groups
-        self.micro_batch_completions = micro_batch_completions
+        self.micro_batch_completions: int | Literal["auto"] | None = micro_batch_completions
         self.mask_truncated = mask_truncated
         self.max_resamples = max_resamples
         self.max_grad_norm = max_grad_norm
@@ -125,6 +126,11 @@ class GRPOModule(PolicyModule):
         super().configure_model()
         if self.reference is None and self.loss_config.beta > 0:
             self.reference = ReferencePolicy(self.policy if self.lora is not None else self._frozen_copy())
+        if self.micro_batch_completions == "auto":
+            raise UserError(
+                "model.micro_batch_completions is auto, which `python cli.py fit` replaces by a number before training. "
+                "In a program of your own, call lightning_modules.memory.slices.settle_slices first, or give a number."
+            )
         self.update = PolicyUpdate(
             self.policy,
             self.reference,
@@ -315,7 +321,7 @@ def _check_arguments(
     group_size: int,
     inner_epochs: int,
     micro_batch_groups: int | None,
-    micro_batch_completions: int | None,
+    micro_batch_completions: int | Literal["auto"] | None,
     max_resamples: int,
     max_grad_norm: float,
 ) -> None:
@@ -329,8 +335,8 @@ def _check_arguments(
         ),
         "micro_batch_completions": (
             micro_batch_completions,
-            micro_batch_completions is None or micro_batch_completions >= 1,
-            ">= 1, or null for all completions of the groups and their prompts in one pass",
+            micro_batch_completions in (None, "auto") or int(micro_batch_completions) >= 1,
+            ">= 1, auto, or null for all completions of the groups and their prompts in one pass",
         ),
         "max_resamples": (max_resamples, max_resamples >= 0, ">= 0 (0 draws every group once)"),
         "max_grad_norm": (max_grad_norm, max_grad_norm > 0, "> 0"),

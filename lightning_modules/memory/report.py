@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
-from datamodules.video.frame_sampling import MIN_BUDGET_SLACK, FrameConfig
 from datamodules.video_datamodule import VideoDataModule
 from lightning_modules.grpo_module import GRPOModule
 from lightning_modules.memory.configs import RankConfig, model_config, rank_config
+from lightning_modules.memory.sizes import (
+    GIBIBYTE,
+    TEXT_TOKENS,
+    USABLE_FRACTION,
+    largest_that_fits,
+    media_grid,
+    step_size,
+)
+from lightning_modules.memory.slices import SlicePeaks
 from lightning_modules.memory.step_memory import StepMemory, StepSize
 from lightning_modules.policy.trainable import trainable_table
 from lightning_modules.policy_module import PolicyModule
 from rewards.errors import UserError
 
-GIBIBYTE = 1024**3
-USABLE_FRACTION = 0.95
-"""Of a GPU's memory; the rest is for the CUDA context and what the allocator cannot use."""
 Phases = Mapping[str, Counter[str]]
 """Bytes by label when each phase of a step takes most."""
 
@@ -45,6 +50,10 @@ class MemoryReport:
     """More frames would exceed `max_prompt_tokens`."""
     sharded_gib: float | None
     """Peak with everything spread over the ranks, where it is not."""
+    slices: Mapping[int | None, int]
+    """Completions per backward pass (None: all, with their prompts) -> bytes at the peak of an update. GRPO only."""
+    slice_size: int | None
+    """Completions per backward pass of the configured run; None is all with their prompts."""
 
     @property
     def usable_gib(self) -> float:
@@ -56,7 +65,8 @@ class MemoryReport:
         return largest_gib(self.phases) <= self.usable_gib
 
     def render(self) -> str:
-        return "\n\n".join((self._settings(), self.parts, self._memory(), self._verdict()))
+        parts = (self._settings(), self.parts, self._memory(), self._slices(), self._verdict())
+        return "\n\n".join(part for part in parts if part)
 
     def _settings(self) -> str:
         rank, size = self.rank, self.size
@@ -78,6 +88,17 @@ class MemoryReport:
         rows.append(("all", [_gib(peak.total()) for peak in self.phases.values()]))
         return "\n".join(f"{name:<32}" + "".join(f"{cell:>16}" for cell in cells) for name, cells in rows)
 
+    def _slices(self) -> str:
+        """The update's peak by completions per backward pass."""
+        if not self.slices:
+            return ""
+        rows = [("micro_batch_completions", ["null" if n is None else str(n) for n in self.slices])]
+        rows.append(("update", [_gib(peak) for peak in self.slices.values()]))
+        table = "\n".join(f"{name:<32}" + "".join(f"{cell:>16}" for cell in cells) for name, cells in rows)
+        return (
+            f"{table}\nThis run has micro_batch_completions: {'null' if self.slice_size is None else self.slice_size}."
+        )
+
     def _verdict(self) -> str:
         phase = max(self.phases, key=lambda name: self.phases[name].total())
         lines = [
@@ -94,7 +115,7 @@ class MemoryReport:
         elif not self.ok:
             lines.append(
                 "What saves memory: more ranks with FSDP2, gradient_checkpointing, lora, freeze, an 8-bit optimizer, "
-                "loss_config.beta: 0, fewer micro_batch_groups, pixels or completion tokens."
+                "loss_config.beta: 0, fewer micro_batch_completions, micro_batch_groups, pixels or completion tokens."
             )
         return "\n".join(lines)
 
@@ -106,7 +127,7 @@ def check_memory(
     *,
     ranks: int | None = None,
     gpu_gib: float = 80.0,
-    text_tokens: int = 256,
+    text_tokens: int = TEXT_TOKENS,
     completion_tokens: int | None = None,
 ) -> MemoryReport:
     """Measure a training step of a configured run with fake tensors.
@@ -127,14 +148,18 @@ def check_memory(
         if value is not None and value <= 0:
             raise UserError(f"--{name} is {value}; it must be > 0.")
     grpo, frames = module if isinstance(module, GRPOModule) else None, data.train_frames
-    size = StepSize(
-        prompts=data.batch_size,
-        grid=media_grid(frames),
-        text_tokens=text_tokens,
-        completion_tokens=completion_tokens or (grpo.sampling if grpo else module.evaluation).max_new_tokens,
-        accumulated=1 if grpo else int(trainer.get("accumulate_grad_batches") or 1),
+    size, usable = (
+        step_size(module, data, trainer, text_tokens, completion_tokens),
+        gpu_gib * USABLE_FRACTION * GIBIBYTE,
     )
     config, rank = model_config(module.model_name_or_path), rank_config(module, trainer, ranks)
+    slices: Mapping[int | None, int] = {}
+    if grpo is not None:
+        automatic = grpo.micro_batch_completions == "auto"
+        grpo.micro_batch_completions = None if automatic else grpo.micro_batch_completions
+        peaks = SlicePeaks(StepMemory(module, config, rank), size)
+        slices = peaks.table()
+        grpo.micro_batch_completions = peaks.fitting(usable) if automatic else grpo.micro_batch_completions
     sharded_gib = None
     if rank.replicated:
         sharded_gib = largest_gib(StepMemory(module, config, replace(rank, sharded=True)).phases(size))
@@ -147,7 +172,7 @@ def check_memory(
     def prompt_tokens(of: StepSize) -> int:
         return math.prod(of.grid) // frames.merge_size**2 + text_tokens
 
-    allowed, usable = 0, gpu_gib * USABLE_FRACTION * GIBIBYTE
+    allowed = 0
     while prompt_tokens(size_of(allowed + 1)) <= data.max_prompt_tokens:
         allowed += 1
     most = allowed if phases["optimizer step"].total() <= usable else 0
@@ -166,40 +191,9 @@ def check_memory(
         most_frames=most * frames.temporal_patch_size,
         limited_by_prompt=most == allowed,
         sharded_gib=sharded_gib,
+        slices=slices,
+        slice_size=None if grpo is None else cast("int | None", grpo.micro_batch_completions),
     )
-
-
-def media_grid(frames: FrameConfig) -> tuple[int, int, int]:
-    """Patches of a video of about square frames that fill their pixel budget, or of an image where that is larger."""
-    count = frames.num_frames // frames.temporal_patch_size
-    pixels = max(frames.max_pixels, int(frames.min_pixels * MIN_BUDGET_SLACK))
-    if frames.image_max_pixels > count * pixels:
-        count, pixels = 1, frames.image_max_pixels
-    tokens = pixels // frames.grid**2
-    rows = math.isqrt(tokens)
-    return count, rows * frames.merge_size, tokens // rows * frames.merge_size
-
-
-def largest_that_fits(size_of: Callable[[int], float], limit: float, most: int) -> int:
-    """The largest count <= `most` whose size is within a limit, 0 if none is.
-
-    At every moment of a step memory grows by a constant number of bytes per frame, so its peak is convex in the number
-    of frames: where the line between two counts meets the limit, frames fit. A few sizes are enough.
-    """
-    if most == 0 or (above := size_of(most)) <= limit:
-        return most
-    if most == 1 or (below := size_of(1)) > limit:
-        return 0
-    fits = 1
-    while most - fits > 1:
-        step = int((limit - below) / (above - below) * (most - fits))
-        count = min(fits + max(step, 1), most - 1)
-        size = size_of(count)
-        if size <= limit:
-            fits, below = count, size
-        else:
-            most, above = count, size
-    return fits
 
 
 def largest_gib(phases: Phases) -> float:

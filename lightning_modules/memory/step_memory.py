@@ -12,7 +12,7 @@ from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -104,8 +104,12 @@ class StepMemory:
             self.grpo.engine.generate(batch, sampling, group_size=self.grpo.group_size, seeds=seeds)
         return self.meter.peak
 
-    def update(self, size: StepSize) -> Counter[str]:
-        """Forward and backward passes."""
+    def update(
+        self, size: StepSize, *, in_slices_of: int | Literal["configured"] | None = "configured"
+    ) -> Counter[str]:
+        """Forward and backward passes; of policy gradients with so many completions per backward pass."""
+        if self.grpo is not None and in_slices_of != "configured":
+            self.grpo.update.micro_batch_completions = in_slices_of
         batch = self._prompts(size)
         if self.grpo is not None:
             with self._autocast():
@@ -142,7 +146,8 @@ class StepMemory:
             max_over_ranks=lambda count: count,
         )
         self._drop_gradients()
-        for micro_batch in micro_batches[:2]:  # the third finds what the second found
+        for micro_batch in micro_batches[:2]:  # the third finds what the second found, and so does a third slice
+            del micro_batch.slices[2:]
             losses = module.update.losses(micro_batch, StepMetrics())
             for _ in range(micro_batch.backward_passes):
                 with self._autocast():
@@ -180,7 +185,7 @@ class StepMemory:
         several = size.accumulated > 1
         if self.grpo is not None:
             groups = self.grpo.micro_batch_groups or size.prompts
-            several = groups < size.prompts or self.grpo.micro_batch_completions is not None
+            several = groups < size.prompts or self.grpo.update.micro_batch_completions is not None
         waiting = 0
         if several and not self.rank.reduce_every_backward:
             waiting = sum(p.numel() for p in self.policy.parameters() if p.requires_grad)

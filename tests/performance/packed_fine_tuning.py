@@ -92,7 +92,9 @@ def main() -> None:
         seconds = interleaved_seconds(works, given.repeats, torch.device("cpu"))
         padded, packed = (sum(lengths) / statistics.median(seconds[method]) for method in works)
         waste = 1 - sum(lengths) / (len(lengths) * max(lengths))
-        print(f"| {name} | {waste:.0%} | {padded:.0f} | {packed:.0f} | {packed / padded:.2f} | {error:.0e} |", flush=True)
+        print(
+            f"| {name} | {waste:.0%} | {padded:.0f} | {packed:.0f} | {packed / padded:.2f} | {error:.0e} |", flush=True
+        )
 
 
 if __name__ == "__main__":

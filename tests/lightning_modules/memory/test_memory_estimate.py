@@ -15,7 +15,9 @@ from lightning_modules.grpo_module import GRPOModule
 from lightning_modules.memory.configs import RankConfig, model_config, rank_config
 from lightning_modules.memory.fake_policy import NF4_BYTES, fake_policy
 from lightning_modules.memory.memory_meter import MemoryMeter
-from lightning_modules.memory.report import check_memory, largest_that_fits
+from lightning_modules.memory.report import check_memory
+from lightning_modules.memory.sizes import largest_that_fits
+from lightning_modules.memory.slices import SlicePeaks
 from lightning_modules.memory.step_memory import StepMemory, StepSize
 from lightning_modules.policy.adapters import AdapterConfig
 from lightning_modules.sft_module import SFTModule
@@ -165,6 +167,18 @@ def test_an_update_in_slices_needs_no_more_for_a_larger_group(tiny_folder):
 
     assert peak(64, 2) < 1.02 * peak(8, 2)
     assert peak(8, 2) < peak(8, 4) < peak(8, None) < peak(64, None) / 3
+
+
+def test_auto_takes_the_largest_slice_that_fits(tiny_folder):
+    size = replace(SMALL, completion_tokens=64)
+    memory = step_memory(tiny_folder, grpo_module(group_size=32))
+    peaks = SlicePeaks(memory, size)
+    assert peaks.count == 32 and list(peaks.table()) == [1, 4, 16, None]
+    every = [memory.update(size, in_slices_of=n).total() for n in range(1, 9)]
+    for n in (1, 2, 5, 8):
+        assert peaks.fitting(every[n - 1]) == n
+    assert peaks.fitting(peaks.of(None)) is None
+    assert peaks.fitting(0) == 1
 
 
 def test_a_frozen_tower_is_not_called_in_the_update(tiny_folder):
