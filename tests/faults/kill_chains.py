@@ -209,22 +209,24 @@ def prepare(output: Path, stages: list[str]) -> dict[str, Setting]:
     from lightning_modules.commands.demo_command import TEACHER_ERROR
     from lightning_modules.policy.tiny import write_tiny_model
 
-    data = write_dataset(output / "data", seed=0, teacher_error=TEACHER_ERROR)
+    data = output / "data"
+    write_dataset(data, seed=0, teacher_error=TEACHER_ERROR, progress=False)
     tiny = write_tiny_model(output / "tiny_model", seed=0)
     settings = {}
-    for stage, file in (("sft", data.sft), ("grpo", data.rl)):
+    for stage, split in (("sft", "sft"), ("grpo", "rl")):
         short = output / f"{stage}.jsonl"
-        short.write_text("".join(file.read_text().splitlines(keepends=True)[: LENGTHS[stage][1]]))
-        settings[stage] = Setting(model=tiny, data=data.data_root, train_file=short)
+        lines = (data / f"{split}.jsonl").read_text().splitlines(keepends=True)
+        short.write_text("".join(lines[: LENGTHS[stage][1]]))
+        settings[stage] = Setting(model=tiny, data=data, train_file=short)
     if "grpo" in stages:
         tuned = output / "tuned"
         if not (tuned / "model").exists():
-            setting = Setting(model=tiny, data=data.data_root, train_file=data.sft)
+            setting = Setting(model=tiny, data=data, train_file=data / "sft.jsonl")
             arguments = command("sft", "one process", tuned, setting, ["cli.py"])
             arguments += [f"--trainer.max_steps={SFT_STEPS}", "--trainer.max_epochs=10"]
             if start(arguments, output / "tuned.log").wait() != 0:
                 raise SystemExit((output / "tuned.log").read_text()[-4000:])
-        settings["grpo"] = Setting(model=tuned / "model", data=data.data_root, train_file=settings["grpo"].train_file)
+        settings["grpo"] = Setting(model=tuned / "model", data=data, train_file=settings["grpo"].train_file)
     return settings
 
 
