@@ -17,8 +17,8 @@ from lightning_modules.training.typed_lightning import is_fast_dev_run
 class ContinuedRun(Callback):
     """Lets a resumed run continue one line in TensorBoard and count earlier checkpoints against `save_top_k`.
 
-    Steps that an earlier start logged after the checkpoint are purged: TensorBoard hides them. What is logged is on the
-    disk before a checkpoint of its step is.
+    Steps that an earlier start logged after the checkpoint, or before there was one, are purged: TensorBoard hides them.
+    What is logged is on the disk before a checkpoint of its step is.
 
     A resumed ModelCheckpoint knows the checkpoints of the earlier starts in its folder. Those that it let go in the
     moment of a kill, and the one that was resumed, are removed when they no longer count.
@@ -124,7 +124,9 @@ def _purge(trainer: pl.Trainer) -> None:
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
     logger = _tensorboard(trainer)
+    if logger is None:
+        return
     step = trainer.fit_loop.epoch_loop._batches_that_stepped  # what Lightning logs as the step
-    if logger is not None and step > 0:
+    if len(list(Path(logger.log_dir).glob("events.out.tfevents.*"))) > 1:  # each start has one of its own
         started = Event(step=step, session_log=SessionLog(status=SessionLog.START))
         logger.experiment.file_writer.add_event(started)

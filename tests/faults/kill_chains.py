@@ -174,8 +174,8 @@ def weights(folder: Path) -> dict:
     return load_file(folder / "model" / "model.safetensors")
 
 
-def gradients(folder: Path, resumed: list[int]) -> tuple[int, int]:
-    """Steps with a gradient, and all that TensorBoard shows, which has to be one line.
+def gradients(folder: Path, resumed: list[int]) -> tuple[int, int, bool]:
+    """Steps with a gradient, all that TensorBoard shows, and whether they are one line.
 
     A step is logged after its checkpoint is written, so a kill between the two leaves its point out.
     """
@@ -184,22 +184,23 @@ def gradients(folder: Path, resumed: list[int]) -> tuple[int, int]:
     curve = read_scalars(folder / "logs")["train/grad_norm"]
     shown = [step + 1 for step, _ in curve]
     left_out = set(range(1, shown[-1] + 1)) - set(shown)
-    if shown != sorted(set(shown)) or not left_out <= set(resumed):
-        raise SystemExit(f"{folder}: TensorBoard shows the steps {shown}, which are not one line")
-    return sum(value > 0 for _, value in curve), len(curve)
+    one_line = shown == sorted(set(shown)) and left_out <= set(resumed)
+    if not one_line:
+        print(f"{folder}: TensorBoard shows the steps {shown}, which are not one line", file=sys.stderr, flush=True)
+    return sum(value > 0 for _, value in curve), len(curve), one_line
 
 
 def report(chain: Chain, whole: Path) -> bool:
-    """Print the chain's row of the table; whether its weights differ from those of the undisturbed run."""
+    """Print the chain's row of the table; whether its weights or its line in TensorBoard are wrong."""
     expected, found = weights(whole), weights(chain.folder)
     same = expected.keys() == found.keys() and all(value.equal(found[key]) for key, value in expected.items())
-    with_gradient, steps = gradients(chain.folder, chain.resumed)
+    with_gradient, steps, one_line = gradients(chain.folder, chain.resumed)
     print(
         f"| {chain.stage.upper()} | {chain.strategy} | {len(chain.kills)} | {', '.join(map(str, chain.resumed[1:]))} "
         f"| {with_gradient} of {steps} | {'bit-identical' if same else 'DIFFERENT'} |",
         flush=True,
     )
-    return not same
+    return not (same and one_line)
 
 
 def prepare(output: Path, stages: list[str]) -> dict[str, Setting]:
@@ -243,7 +244,7 @@ def main() -> None:
     settings = prepare(output, given.stages)
     print("| stage | processes | kills | went on from steps | steps with a gradient | weights |")
     print("|---|---|---|---|---|---|", flush=True)
-    total, different = 0, 0
+    total, wrong = 0, 0
     for stage in given.stages:
         for strategy in given.strategies:
             name = f"{stage}-{strategy.replace(', ', '-').replace(' ', '-').lower()}"
@@ -257,9 +258,9 @@ def main() -> None:
                 run_chain(chain, settings[stage], seconds, left, draw)
                 left -= len(chain.kills)
                 total += len(chain.kills)
-                different += report(chain, whole)
-    print(f"\n{total} kills; {different} chains ended with other weights.")
-    if different:
+                wrong += report(chain, whole)
+    print(f"\n{total} kills; {wrong} chains ended with other weights or with a broken line in TensorBoard.")
+    if wrong:
         raise SystemExit(1)
 
 
