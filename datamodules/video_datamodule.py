@@ -320,7 +320,7 @@ class VideoDataModule(L.LightningDataModule):
             self._train_sampler = None
 
     def note_bad_records(self, batch: PromptBatch | SFTBatch) -> None:
-        """List and count the records in whose place others stand in `batch`, for `on_bad_media: quarantine`.
+        """List the records in whose place others stand in `batch`, for `on_bad_media: quarantine`.
 
         Raises:
             UserError: there are too many of them.
@@ -336,9 +336,17 @@ class VideoDataModule(L.LightningDataModule):
                 max_fraction=self.max_bad_fraction,
             )
         self._bad_media.note(len(batch), batch.bad_records)
-        if self.trainer.is_global_zero and (total := self._bad_media.grown()) is not None:
+
+    def log_bad_records(self) -> None:
+        """Log how many records the list of all ranks holds, where it has grown."""
+        if self._bad_media is None or not self.trainer.is_global_zero:
+            return
+        if (total := self._bad_media.grown()) is not None:
             for logger in self.trainer.loggers:
                 logger.log_metrics({"data/bad_records": total}, step=self.trainer.global_step)
+
+    def teardown(self, stage: str) -> None:
+        self.log_bad_records()  # those of the last batch, and of the other ranks' last batches
 
     def _no_checkpoint(self, part: str, error: Exception) -> UserError:
         return UserError(

@@ -150,8 +150,7 @@ class PolicyModule(L.LightningModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if not isinstance(batch, PromptBatch | SFTBatch):
             return batch
-        data = None if self._trainer is None else datamodule_of(self.trainer)
-        if isinstance(data, VideoDataModule):
+        if (data := self._video_data()) is not None:
             data.note_bad_records(batch)
         return self.policy.with_positions(batch)
 
@@ -163,6 +162,9 @@ class PolicyModule(L.LightningModule):
         if epochs.current.ready == epochs.current.processed:  # pyright: ignore[reportAttributeAccessIssue]
             epochs.increment_ready()
             epochs.increment_started()
+        # Not when the batch was noted: ContinuedRun purges this step of an earlier start only after that.
+        if (data := self._video_data()) is not None:
+            data.log_bad_records()
         self.timer.begin_step()
 
     def on_validation_epoch_end(self) -> None:
@@ -245,6 +247,10 @@ class PolicyModule(L.LightningModule):
         """One evaluation answer per prompt."""
         seeds = [sample_seed(self.seed, 0, prompt.record.problem_id) for prompt in batch.prompts]
         return self.engine.generate(batch, self.evaluation, group_size=1, seeds=seeds)
+
+    def _video_data(self) -> VideoDataModule | None:
+        data = None if self._trainer is None else datamodule_of(self.trainer)
+        return data if isinstance(data, VideoDataModule) else None
 
     def _answer(self, batch: Any) -> list[dict[str, Any]]:
         groups = self.answer_groups(batch)

@@ -17,8 +17,8 @@ from lightning_modules.training.typed_lightning import is_fast_dev_run
 class ContinuedRun(Callback):
     """Lets a resumed run continue one line in TensorBoard and count earlier checkpoints against `save_top_k`.
 
-    Steps that an earlier start logged after the checkpoint, or before there was one, are purged: TensorBoard hides them.
-    What is logged is on the disk before a checkpoint of its step is.
+    Steps that an earlier start logged after the checkpoint, or before there was one, are purged: TensorBoard hides
+    them. What is logged is on the disk before a checkpoint of its step is.
 
     A resumed ModelCheckpoint knows the checkpoints of the earlier starts in its folder. Those that it let go in the
     moment of a kill, and the one that was resumed, are removed when they no longer count.

@@ -38,12 +38,30 @@ class Witness(Callback):
         (self.path / f"rank{trainer.global_rank}.json").write_text(json.dumps(self.steps))
 
 
-def run(model, data, folder, *, stage, folders, limit, workers, resume=None):
-    """One fit; `folder` then holds the checkpoints, the records of every step and the exported model."""
+def run(
+    model,
+    data,
+    folder,
+    *,
+    stage,
+    limit="max_epochs",
+    workers=0,
+    strategy="fsdp2",
+    folders=False,
+    max_bad_fraction=None,
+    resume=None,
+):
+    """One fit; `folder` then holds the checkpoints, the records of every step and the exported model.
+
+    With `max_bad_fraction`, bad media are quarantined, records come in file order, and there are logs.
+    """
     ranks = int(os.environ["WORLD_SIZE"])
     seed_everything(0, verbose=False)
     folder.mkdir(parents=True, exist_ok=True)
-    sft = stage == "sft"
+    sft, options, logs = stage == "sft", {}, {"logger": False}
+    if max_bad_fraction is not None:
+        options = {"on_bad_media": "quarantine", "max_bad_fraction": max_bad_fraction, "shuffle": False}
+        logs = {}
     records = data_module(
         model,
         data,
@@ -51,12 +69,13 @@ def run(model, data, folder, *, stage, folders, limit, workers, resume=None):
         batch_size=GLOBAL_BATCH // ranks,
         num_workers=workers,
         val_files=None,
+        **options,
     )
     fitting = trainer(
         folder,
         devices=ranks,
-        strategy=FSDP2Strategy(save_distributed_checkpoint=folders),
-        logger=False,
+        strategy=FSDP2Strategy(save_distributed_checkpoint=folders) if strategy == "fsdp2" else strategy,
+        **logs,
         callbacks=[
             ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1),
             Witness(folder),
