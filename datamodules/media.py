@@ -13,7 +13,7 @@ from datamodules.types import VideoRecord
 from datamodules.video.clip_cache import ClipCache
 from datamodules.video.frame_sampling import FrameConfig
 from datamodules.video.time_range import time_range
-from datamodules.video.types import MediaConfig, ReaderName, VideoClip, VideoReadError
+from datamodules.video.types import MediaConfig, ReaderName, VideoClip, VideoReadError, printable
 from datamodules.video.video_reader import read_image, read_video
 from rewards.errors import UserError
 
@@ -44,7 +44,7 @@ def find_missing(files: Iterable[RecordFile], *, progress: bool) -> tuple[list[s
             title = f"looking for the media of {file.path.name}"
             with tqdm(total=len(media), desc=title, unit="file", disable=None if progress else True) as bar:
                 for part, absent in zip(parts, pool.map(partial(_absent, file.data_root), parts), strict=True):
-                    missing += [f"{file.path}:{line}: {file.data_root / path}" for path, line in absent]
+                    missing += [printable(f"{file.path}:{line}: {file.data_root / path}") for path, line in absent]
                     bar.update(len(part))
     return missing, number
 

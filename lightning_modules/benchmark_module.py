@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules.evaluation.benchmark_datamodule import BenchmarkBatch, BenchmarkDataModule
+from datamodules.video.types import printable
 from lightning_modules.evaluation import manifest as manifests
 from lightning_modules.evaluation.answers import Answerer, ChoiceScoring, prediction_of
 from lightning_modules.evaluation.manifest import Environment, Identity, Manifest, Paths, Settings
@@ -88,7 +89,9 @@ class BenchmarkModule(PolicyModule):
             title = f"This run is not the one of {self.expected_manifest}:"
             remedy = "Give the same model and data files, and no other settings; paths may differ."
             for line in manifests.compare_manifests(expected, manifest, title=title, remedy=remedy):
-                rank_zero_warn(f"Another version than in the manifest: {line}; scores may differ by rounding.")
+                rank_zero_warn(
+                    f"Another version than in the manifest: {printable(line)}; scores may differ by rounding."
+                )
         self.run = BenchmarkRun(folder=self.output, manifest=manifest, data=data, notes=self.notes)
         self.run.check(retry_failed=self.retry_failed)
         strategy.barrier("manifests compared")

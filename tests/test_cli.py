@@ -13,6 +13,7 @@ import pytest
 
 import cli
 from lightning_modules.policy_module import PolicyModule
+from rewards.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 PROFILE = {"num_frames": 4, "min_pixels": 784, "max_pixels": 3136, "image_max_pixels": 3136}
@@ -117,6 +118,24 @@ def test_missing_media_files_are_named_with_their_records_before_the_model_is_lo
     said = refused(capsys, *fit(run_yaml, edited_data(mixed_data, tmp_path, lose)))
     assert re.match(r"error: 2 of \d+ media files do not exist:\n  \S*edited\.jsonl:1: \S*media/absent0\.mp4\n", said)
     assert re.search(r"edited\.jsonl:10: \S*media/absent9\.mp4\nSet data\.init_args\.data_root", said)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_names_of_media_cannot_steer_the_terminal(run_yaml, mixed_data, tmp_path, capsys):
+    def lose(rows):
+        rows[0]["path"] = "./media/\x1b[2J\u202e4pm\nedited.jsonl:9: forged"
+
+    said = refused(capsys, *fit(run_yaml, edited_data(mixed_data, tmp_path, lose)))
+    assert r"media/\x1b[2J\u202e4pm\nedited.jsonl:9: forged" in said.splitlines()[1]
+
+
+def test_a_message_cannot_steer_the_terminal(monkeypatch, capsys):
+    def failing(arguments):
+        raise UserError("\x1b]0;title\x07 of\u202e\n\ta reason")
+
+    monkeypatch.setitem(cli.COMMANDS, "report", cli.Command(failing, ""))
+    assert cli.main(["report"]) == 2
+    assert capsys.readouterr().err.startswith("error: \\x1b]0;title\\x07 of\\u202e\n\ta reason\n")
 
 
 @pytest.mark.usefixtures("no_model")

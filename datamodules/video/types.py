@@ -21,12 +21,21 @@ ReaderName = str
 RE_ENCODE = "Fetch the file again or re-encode it (`ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4`)."
 
 
-def printable(text: str) -> str:
+LAYOUT = "\n\t\u00a0\u3000\u200c\u200d"
+"""What texts of several lines and of all scripts need: line breaks, tabs, fixed and wide spaces, joiners."""
+
+
+def printable(text: str, keep: str = "") -> str:
     """The text with control characters, line breaks, half surrogates and marks of direction as escapes.
 
-    Names of files and texts of records come from strangers; a terminal would obey what they hold.
+    Names of files and texts of records come from strangers; a terminal would obey what they hold, and a page would show
+    it in another order.
+
+    Args:
+        text: of any origin.
+        keep: characters that are left as they are, `LAYOUT` for whole texts.
     """
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return "".join(char if char.isprintable() or char in keep else ascii(char)[1:-1] for char in text)
 
 
 class VideoReadError(UserError):

@@ -23,7 +23,7 @@ from datamodules.video.decoding import READERS, Event, Picture, ReadRequest, Res
 from datamodules.video.frame_sampling import FrameConfig
 from datamodules.video.reader_process import decode_elsewhere
 from datamodules.video.time_range import time_range
-from datamodules.video.types import FramePlan, MediaConfig, ReaderName, VideoClip, VideoMetadata
+from datamodules.video.types import FramePlan, MediaConfig, ReaderName, VideoClip, VideoMetadata, printable
 from rewards.errors import check_choice
 
 _log = logging.getLogger(__name__)
@@ -152,4 +152,5 @@ def _events(request: ReadRequest) -> Iterator[Event]:
 @cache
 def _announce_full_decode(path: str, cause: str) -> None:
     """Once per file and process, not once per epoch."""
+    path = printable(path)
     _log.warning("%s: decoding the whole file to find its frames, because %s; re-encode it for speed.", path, cause)

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
+from datamodules.video.types import LAYOUT, printable
 from lightning_modules.pictures.rollout_picture import rollout_picture
 from lightning_modules.rollouts.sample import RolloutSample, latest_rollouts
 from lightning_modules.training.typed_lightning import is_fast_dev_run
@@ -107,8 +108,11 @@ def rollout_markdown(sample: RolloutSample, row: int) -> str:
 
 
 def escaped(text: str) -> str:
-    """`text` as Markdown that renders to `text`: all punctuation as HTML entities, line breaks and indents kept."""
-    lines = text.expandtabs(4).translate(_ENTITIES).split("\n")
+    """`text` as Markdown that renders to `text`: all punctuation as HTML entities, line breaks and indents kept.
+
+    Signs that nobody sees, and that would turn what stands beside them, become escapes.
+    """
+    lines = printable(text, keep=LAYOUT).expandtabs(4).translate(_ENTITIES).split("\n")
     return "  \n".join(re.sub(r"^ +", lambda indent: "&nbsp;" * len(indent[0]), line) for line in lines)
 
 

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
+from datamodules.video.types import LAYOUT, printable
 from lightning_modules.training.failure_notes import records_of
 from lightning_modules.training.typed_lightning import stage_of
 from rewards.errors import UserError
@@ -124,7 +125,8 @@ class Watchdog(Callback):
         self._stop()
         if isinstance(exception, SystemExit):  # a signal ended this run, after its step
             return
-        _say(f"{self._rank} failed {self._place()}\n  {type(exception).__name__}: {exception}")
+        message = printable(str(exception), keep=LAYOUT)
+        _say(f"{self._rank} failed {self._place()}\n  {type(exception).__name__}: {message}")
         if self._several_ranks:  # the others wait for this one: it must not hang on its way out
             faulthandler.dump_traceback_later(min(self.seconds, LEAVING_SECONDS), exit=True, file=_stderr())
 

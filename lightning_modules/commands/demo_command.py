@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.text_table import text_table
+from datamodules.video.types import printable
 from datamodules.whole_files import write_whole
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "demo"
@@ -191,8 +192,8 @@ def _rendered(summary: DemoSummary, after_sft: Answers, after_grpo: Answers, out
         lines += [
             "",
             f"question   {before['problem']}  (gold {before['solution']}, {before['path']})",
-            f"after SFT  {before['completion'].strip()}",
-            f"after GRPO {after['completion'].strip()}",
+            f"after SFT  {printable(before['completion'].strip())}",
+            f"after GRPO {printable(after['completion'].strip())}",
         ]
     lines += [
         "",

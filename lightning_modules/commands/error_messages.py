@@ -39,13 +39,18 @@ def user_mistakes_unwrapped() -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """The message that was raised, wherever it was: in a loader's worker or while a class was built from YAML."""
+    """The message that was raised, wherever it was: in a loader's worker or while a class was built from YAML.
+
+    What a terminal would obey in the data that it quotes stands there as escapes.
+    """
+    from datamodules.video.types import LAYOUT, printable
+
     message = str(error)
     if _WORKER_ERROR.match(message):
         # The worker's traceback ends in the message, after the last line that begins with the exception's name.
         *_, start = re.finditer(rf"^(?:[\w.]+\.)?{type(error).__name__}: ", message, re.MULTILINE)
         message = message[start.end() :].strip()
-    return plain(message)
+    return printable(plain(message), keep=LAYOUT)
 
 
 def plain(message: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from datamodules.evaluation.benchmarks import BENCHMARKS
 from datamodules.evaluation.benchmarks.benchmark import Benchmark
 from datamodules.text_table import text_table
+from datamodules.video.types import printable
 from lightning_modules.evaluation.typed_json import read_json
 from rewards.answer_format import parse_response, wrap_think
 from rewards.evaluation.metrics import UNITS, Mean, Unit, aggregate, headline_names
@@ -148,7 +149,7 @@ def render_table(results: Mapping[str, BenchmarkResults]) -> str:
                 rows.append((benchmark.title, rule, name, *_value_and_interval(mean, numbers.unit), *counts))
     failures = [
         f"{benchmark.title}: {benchmark.failed:,} of {benchmark.items:,} questions failed and are in no mean, "
-        f"first: {benchmark.failures[0].reason}"
+        f"first: {printable(benchmark.failures[0].reason)}"
         for benchmark in results.values()
         if benchmark.failures
     ]

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from datamodules.types import EncodedPrompt
+from datamodules.video.types import LAYOUT, printable
 from lightning_modules.pictures.film_strip import film_strip
 from lightning_modules.rollouts.sample import RolloutSample
 
@@ -75,7 +76,7 @@ def _seconds_per_frame(prompt: EncodedPrompt) -> float | None:
 def _question(sample: RolloutSample, number: int, columns: int) -> Iterator[Line]:
     record = sample.groups[number].prompt.record
     origin = [f"problem_id {record.problem_id}", str(record.problem_type), record.data_source]
-    yield [Words("   ".join(part for part in origin if part), FAINT)]
+    yield [Words(printable("   ".join(part for part in origin if part)), FAINT)]
     yield []
     yield from _paragraph("\n".join([record.problem, *record.options]), columns, QUESTION_LINES)
     yield []
@@ -114,7 +115,8 @@ def _sign_color(advantage: float) -> str:
 
 def _paragraph(text: str, columns: int, max_lines: int, color: str = INK) -> list[Line]:
     """Wrapped text; if too long, its beginning and its end around a line that says how much is missing."""
-    lines = [line for source in text.strip("\n").split("\n") for line in textwrap.wrap(source, columns) or [""]]
+    text = printable(text, keep=LAYOUT).strip("\n")
+    lines = [line for source in text.split("\n") for line in textwrap.wrap(source, columns) or [""]]
     if len(lines) <= max_lines:
         return [[Words(line, color)] for line in lines]
     last = max_lines // 3

@@ -8,7 +8,9 @@ import re
 from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from datamodules.video.types import LAYOUT, printable
 from lightning_modules.evaluation.report.examples import Example
 from lightning_modules.evaluation.report.tables import Block, Cell, Note, Score, Section, Table
 
@@ -25,6 +27,7 @@ def render_html(title: str, lead: str, sections: Sequence[Section], examples: Se
         loader=loader,
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -58,6 +61,11 @@ def bounded(text: str) -> str:
 def across(value: float, low: float, high: float) -> str:
     """Place of a value on a plot's axis, which is 120 units long."""
     return f"{120 * (value - low) / (high - low):.1f}"
+
+
+def _visible(value: object) -> object:
+    """What a template shows; signs that no reader sees, and that would turn what stands beside them, are escapes."""
+    return printable(value, keep=LAYOUT) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _digest(content: str) -> str:
@@ -94,4 +102,4 @@ def _cell(cell: Cell) -> str:
 
 def _escaped(text: str) -> str:
     """Text on one line whose signs mean themselves."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return _SPECIAL.sub(r"\\\1", printable(" ".join(text.split()), keep=LAYOUT))

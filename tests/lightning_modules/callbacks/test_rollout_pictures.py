@@ -182,6 +182,11 @@ def test_escaped_text_renders_to_itself():
     assert unescape(body.replace("<br>", "").replace("<br />", "")).replace("\xa0", " ") == text
 
 
+def test_signs_that_nobody_sees_are_shown():
+    html = markdown_to_safe_html(escaped("a\u202egnp.exe \x1b[2J\nb\tc"))
+    assert unescape(html).endswith("a\\u202egnp.exe \\x1b[2J<br>\nb   c</p>")
+
+
 def test_indented_paragraph_is_no_code_block():
     # Four spaces after an empty line would start a block of code, which TensorBoard does not wrap.
     html = markdown_to_safe_html(escaped("a\n\n    b"))

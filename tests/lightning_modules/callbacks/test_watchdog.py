@@ -32,6 +32,11 @@ def start(tiny_folder, mixed_data, tmp_path):
     return starter
 
 
+def test_the_message_of_a_failure_cannot_steer_the_terminal(capfd):
+    Watchdog().on_exception(None, None, ValueError("\x1b[2Jgone\nsecond line"))
+    assert capfd.readouterr().err.endswith("ValueError: \\x1b[2Jgone\nsecond line\n")
+
+
 def test_a_run_that_hangs_ends_and_says_where(start, mixed_data):
     code, said, _ = start(1, "reward")
     assert code == EXIT_CODE

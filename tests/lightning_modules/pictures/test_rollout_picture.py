@@ -133,6 +133,11 @@ def test_everything_fits_on_the_page_and_every_word_is_there(drawn):
     assert all(f"{name}1.00" in written for name in names)
 
 
+def test_signs_that_nobody_sees_are_shown(drawn):
+    rollout_picture(sample(["a\u202egnp.exe\x1b[2J\nb"], [1.0], [0.0]), 0)
+    assert lines(drawn)[-2:] == [r"a\u202egnp.exe\x1b[2J", "b"]
+
+
 def test_a_long_text_loses_its_middle_and_says_how_much(drawn):
     rollout_picture(sample(["\n".join(f"line {number}" for number in range(100))], [1.0], [0.0]), 0)
     written = [line for line in lines(drawn) if "line" in line]

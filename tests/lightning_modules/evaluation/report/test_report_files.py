@@ -22,6 +22,8 @@ from tests.lightning_modules.evaluation.report.test_report_sections import answe
 
 ALL = ("vsibench", "videommmu", "mmvu", "mvbench", "tempcompass", "videomme")
 ATTACK = "</p><script>window.attacked=1</script><img src=x onerror='window.attacked=1'> | **bold** [link](http://x)"
+HIDDEN = "\x1b[31m\u202egnp.exe\u2066\x9b2J"
+"""What turns a terminal red and a file name around."""
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +100,9 @@ def test_equal_predictions_give_equal_bytes_whenever_and_wherever(run, tmp_path)
 
 
 def test_data_cannot_become_markup(tmp_path):
-    predictions = answered("mmvu", [ATTACK, "B", None], problem=[ATTACK] * 3, subject=[ATTACK] * 3)
-    folder = write_run_folder(tmp_path / "run", tmp_path, predictions, model=f"models/{ATTACK}")
+    text = ATTACK + HIDDEN
+    predictions = answered("mmvu", [text, "B", None], problem=[text] * 3, subject=[text] * 3)
+    folder = write_run_folder(tmp_path / "run", tmp_path, predictions, model=f"models/{text}")
     other = write_run_folder(tmp_path / "other", tmp_path, predictions, prompt={"question": ATTACK})
     files = write_report(folder, compare=other)
     page, tables = (path.read_text(encoding="utf-8") for path in (files.html, files.markdown))
@@ -108,6 +111,9 @@ def test_data_cannot_become_markup(tmp_path):
     assert not any(name.startswith("on") for _, attributes in tags.elements for name in attributes)
     assert page.count("&lt;script&gt;window.attacked=1&lt;/script&gt;") > 3
     assert "<script" not in tables.replace("\\<script", "") and r"\*\*bold\*\* \[link\]" in tables
+    for written in (page, tables):
+        assert all(sign.isprintable() for line in written.split("\n") for sign in line)
+    assert page.count(r"\x1b[31m\u202egnp.exe\u2066\x9b2J") > 3 and r"\\x1b\[31m\\u202egnp.exe" in tables
     # A sign of the data that divides cells would give its row more of them than the rule below the header has.
     for block in tables.split("\n\n"):
         cells = [len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines() if line.startswith("|")]
