@@ -26,15 +26,18 @@ def series_colors(count: int) -> list[str]:
 def saved_figure(output: Path, *, width: float, height: float) -> Iterator[Figure]:
     """A figure of `width` x `height` inches to draw into, saved when the block ends.
 
-    The suffix of `output` chooses the format (.png, .svg, .pdf).
+    The suffix of `output` chooses the format (.png, .svg, .pdf). Names are drawn as they are: two dollar signs in one
+    are no formula.
     """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), dpi=120, layout=ConstrainedLayoutEngine(wspace=0.05))
-    yield figure
-    with whole_file(output, "wb") as file:
-        figure.savefig(file, format=output.suffix.removeprefix(".") or "png")
+    with rc_context({"text.parse_math": False}):
+        figure = Figure(figsize=(width, height), dpi=120, layout=ConstrainedLayoutEngine(wspace=0.05))
+        yield figure
+        with whole_file(output, "wb") as file:
+            figure.savefig(file, format=output.suffix.removeprefix(".") or "png")
 
 
 def panel(axes: Axes, title: str, across: str, up: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datamodules.video.types import printable
 from lightning_modules.pictures.figures import INK, panel, saved_figure, series_colors
 from lightning_modules.rollout_log.summary import RolloutSummary
 
@@ -33,7 +34,7 @@ def _draw_steps(axes: Axes, summary: RolloutSummary, colors: Sequence[str]) -> N
             [step for step, _ in summary.steps],
             [means.scores[place] for _, means in summary.steps],
             color=color,
-            label=name,
+            label=printable(name),
             linewidth=1.4 if place else 2.8,
             marker="o" if len(summary.steps) == 1 else None,
         )
@@ -64,6 +65,6 @@ def _draw_types(axes: Axes, summary: RolloutSummary, colors: Sequence[str]) -> N
         left = [number - 0.4 + place * width for number in range(len(summary.types))]
         scores = [means.scores[place] for means in summary.types.values()]
         axes.bar(left, scores, width=width * 0.92, align="edge", color=color)
-    labels = ["\n".join([*kind.split(), f"{means.flat:.0%}"]) for kind, means in summary.types.items()]
+    labels = ["\n".join([*printable(kind).split(), f"{means.flat:.0%}"]) for kind, means in summary.types.items()]
     axes.set_xticks(range(len(labels)), labels, fontsize=9)
     axes.set_xlim(-0.6, len(labels) - 0.4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,21 @@ def test_the_picture_draws_what_was_found(folder, tmp_path):
     present = [(picture == color).all(axis=1).any() for color in ((26, 127, 69), (199, 119, 0), (47, 95, 179))]
     assert present == [True, True, False]
     assert sorted(path.name for path in tmp_path.glob("*a.*")) == ["a.png", "a.svg"]
+
+
+def test_names_steer_neither_the_terminal_nor_the_picture(tmp_path):
+    """Two dollar signs would begin a formula, and this one cannot be parsed."""
+    write(
+        tmp_path,
+        "rollouts.parquet",
+        [rows(1, 0, "\x1b[2J\u202e<b>", [(10, False, {"$\\frac$": 1.0, "b\x1b[2J": 0.5})])],
+    )
+    summary = summarize_rollouts(tmp_path)
+    assert all(line.isprintable() for line in summary.render().splitlines())
+    assert r"\x1b[2J\u202e<b>" in summary.render()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a sign without a glyph is one
+        plot_rollouts(summary, tmp_path / "summary.png")
 
 
 def test_the_command_prints_and_draws(folder, capsys):
