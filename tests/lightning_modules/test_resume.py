@@ -13,7 +13,8 @@ def start(ranks, tiny_folder, mixed_data, folder, runs):
     """Run all of `runs` in one start of so many ranks."""
     plan = folder / f"plan{ranks}.json"
     plan.write_text(json.dumps(runs))
-    launch(ranks, tiny_folder, mixed_data, plan, module="tests.lightning_modules.resumed_runs")
+    seconds = 60 + 20 * len(runs)
+    launch(ranks, tiny_folder, mixed_data, plan, module="tests.lightning_modules.resumed_runs", seconds=seconds)
 
 
 def records_by_step(folder):

@@ -19,11 +19,13 @@ ROOT = Path(__file__).parents[2]
 STRATEGIES = ("ddp", "fsdp2")
 
 
-def launch(ranks, *arguments, module="tests.lightning_modules.two_ranks", succeeds=True):
+def launch(ranks, *arguments, module="tests.lightning_modules.two_ranks", succeeds=True, seconds=240):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     script = ["-m", module, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, *script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [*command, *script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds
+    )
     assert (done.returncode == 0) == succeeds, done.stderr[-4000:]
     return done.stdout if succeeds else done.stderr
 
