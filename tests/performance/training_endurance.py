@@ -39,18 +39,19 @@ class Resources:
     trainer_mib: float
     children_mib: float
     descriptors: int
+    """The fewest after any step since the last observation: tensors of a batch that is ready early come with some."""
     threads: int
     children: int
 
 
-def resources(step: int) -> Resources:
+def resources(step: int, descriptors: int) -> Resources:
     own = os.getpid()
     below = list(descendants(own))
     return Resources(
         step=step,
         trainer_mib=resident(own) / MIB,
         children_mib=sum(map(resident, below)) / MIB,
-        descriptors=len(list(Path("/proc/self/fd").iterdir())),
+        descriptors=descriptors,
         threads=len(list(Path("/proc/self/task").iterdir())),
         children=len(below),
     )
@@ -74,10 +75,13 @@ class Observer(Callback):
     def __init__(self, at: set[int]) -> None:
         self.at = at
         self.seen: list[Resources] = []
+        self._descriptors: list[int] = []
 
     def on_train_batch_end(self, trainer: pl.Trainer, *arguments: object) -> None:
+        self._descriptors.append(len(list(Path("/proc/self/fd").iterdir())))
         if trainer.global_step in self.at:
-            self.seen.append(resources(trainer.global_step))
+            self.seen.append(resources(trainer.global_step, min(self._descriptors)))
+            self._descriptors.clear()
 
 
 def endure(kind: str, folder: Path, steps: int) -> list[Resources]:
