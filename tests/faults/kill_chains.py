@@ -211,7 +211,7 @@ def prepare(output: Path, stages: list[str]) -> dict[str, Setting]:
     from lightning_modules.policy.tiny import write_tiny_model
 
     data = output / "data"
-    write_dataset(data, seed=0, teacher_error=TEACHER_ERROR, progress=False)
+    write_dataset(data, seed=0, teacher_error=TEACHER_ERROR)
     tiny = write_tiny_model(output / "tiny_model", seed=0)
     settings = {}
     for stage, split in (("sft", "sft"), ("grpo", "rl")):
