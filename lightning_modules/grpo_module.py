@@ -128,7 +128,7 @@ class GRPOModule(PolicyModule):
             self.reference = ReferencePolicy(self.policy if self.lora is not None else self._frozen_copy())
         if self.micro_batch_completions == "auto":
             raise UserError(
-                "model.micro_batch_completions is auto, which `python cli.py fit` replaces by a number before training. "
+                "model.micro_batch_completions is auto, which `python cli.py fit` replaces by a number first. "
                 "In a program of your own, call lightning_modules.memory.slices.settle_slices first, or give a number."
             )
         self.update = PolicyUpdate(

@@ -17,7 +17,6 @@ from lightning_modules.memory.fake_policy import NF4_BYTES, fake_policy
 from lightning_modules.memory.memory_meter import MemoryMeter
 from lightning_modules.memory.report import check_memory
 from lightning_modules.memory.sizes import largest_that_fits
-from lightning_modules.memory.slices import SlicePeaks
 from lightning_modules.memory.step_memory import StepMemory, StepSize
 from lightning_modules.policy.adapters import AdapterConfig
 from lightning_modules.sft_module import SFTModule
@@ -156,29 +155,6 @@ def test_caches_of_a_rollout_by_hand(tiny_folder, mixed):
     # 4 sequences. The last of 66 tokens is no input; room for 65 is made by doubling room for 64.
     assert caches(66)[1] == numbers * 4 * 128 * own
     assert caches(130)[1] == numbers * 4 * 256 * own
-
-
-def test_an_update_in_slices_needs_no_more_for_a_larger_group(tiny_folder):
-    size = replace(SMALL, completion_tokens=64)
-
-    def peak(group_size, completions):
-        module = grpo_module(group_size=group_size, micro_batch_completions=completions)
-        return step_memory(tiny_folder, module).update(size).total()
-
-    assert peak(64, 2) < 1.02 * peak(8, 2)
-    assert peak(8, 2) < peak(8, 4) < peak(8, None) < peak(64, None) / 3
-
-
-def test_auto_takes_the_largest_slice_that_fits(tiny_folder):
-    size = replace(SMALL, completion_tokens=64)
-    memory = step_memory(tiny_folder, grpo_module(group_size=32))
-    peaks = SlicePeaks(memory, size)
-    assert peaks.count == 32 and list(peaks.table()) == [1, 4, 16, None]
-    every = [memory.update(size, in_slices_of=n).total() for n in range(1, 9)]
-    for n in (1, 2, 5, 8):
-        assert peaks.fitting(every[n - 1]) == n
-    assert peaks.fitting(peaks.of(None)) is None
-    assert peaks.fitting(0) == 1
 
 
 def test_a_frozen_tower_is_not_called_in_the_update(tiny_folder):
