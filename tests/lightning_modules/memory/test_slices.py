@@ -8,9 +8,8 @@ import pytest
 from lightning_modules.memory.slices import SlicePeaks, settle_slices
 from rewards.errors import UserError
 from tests.lightning_modules.memory.test_memory_estimate import SMALL, grpo_module, step_memory
-from tests.lightning_modules.module_runs import data_module
+from tests.lightning_modules.module_runs import data_module, trainer
 from tests.lightning_modules.module_runs import grpo_module as real_module
-from tests.lightning_modules.module_runs import trainer
 
 
 def test_an_update_in_slices_needs_no_more_for_a_larger_group(tiny_folder):
