@@ -153,7 +153,7 @@ class Policy(nn.Module):
         """
         assert not any(lengths for _, lengths in batch.layout), "pack the prompts without completions"
         lengths = [prompt for prompt, _ in batch.layout]
-        state = PromptState(lengths)
+        state = PromptState(lengths, self._head)
         last = torch.tensor(lengths).cumsum(0).sub(1).to(batch.input_ids.device)
         last_hidden = self._row_hidden(batch, state)[last]
         state.close(last_hidden)

@@ -25,10 +25,12 @@ class PromptState:
 
     Args:
         lengths: tokens of each of the B prompts, which follow one another in one row.
+        output_weight: the output projection, which completions use and prompts do not.
     """
 
-    def __init__(self, lengths: Sequence[int]) -> None:
+    def __init__(self, lengths: Sequence[int], output_weight: Tensor) -> None:
         self.lengths = list(lengths)
+        self._output_weight = output_weight
         self.is_open = True
         self._made: dict[int, tuple[Tensor, ...]] = {}
         """Layer -> what it computed, [1, Hkv, Q, D] each, with the prompts' graph."""
@@ -78,7 +80,8 @@ class PromptState:
         copies = [*(tensor for tensors in self._copies.values() for tensor in tensors), self.last_hidden]
         trained = [(tensor, copy) for tensor, copy in zip(made, copies, strict=True) if tensor.requires_grad]
         gradients = [torch.zeros_like(copy) if copy.grad is None else copy.grad for _, copy in trained]
-        return _GivenGradients.apply(gradients, *(tensor for tensor, _ in trained))
+        # DDP exchanges gradients in this pass and waits for every parameter to take part in it, if only with nothing.
+        return _GivenGradients.apply([*gradients, None], *(tensor for tensor, _ in trained), self._output_weight)
 
 
 def _copy(tensor: Tensor) -> Tensor:

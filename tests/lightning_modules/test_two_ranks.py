@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lightning_modules.policy.adapters import is_adapter
 from lightning_modules.policy.loading import load_policy
@@ -35,11 +36,11 @@ def run(tiny_folder, mixed_data, tmp_path_factory):
     """Runs with the given options on so many ranks, once for all tests; gives the folder of what they left."""
     folders = {}
 
-    def runner(ranks, *options, data=mixed_data):
-        key = (ranks, data, options)
+    def runner(ranks, *options, data=mixed_data, model=tiny_folder):
+        key = (ranks, data, model, options)
         if key not in folders:
             folders[key] = tmp_path_factory.mktemp("run")
-            arguments = (tiny_folder, data, folders[key], *options)
+            arguments = (model, data, folders[key], *options)
             if ranks == 1 and not any("fsdp2" in option for option in options):
                 two_ranks.run(two_ranks.parse(arguments))
             else:
@@ -84,11 +85,32 @@ def test_two_ranks_give_the_trajectory_of_one(run, strategy, options):
         assert two[tag] == pytest.approx(one[tag], rel=1e-5), tag
 
 
-@pytest.mark.parametrize("options", [(), ("--lora",)], ids=["whole", "adapters"])
-@pytest.mark.parametrize("strategy", [*STRATEGIES, "fsdp2_every"])
-def test_ranks_may_take_groups_in_slices(run, strategy, options):
-    one = run(1, *GRPO, *options)
-    assert_same_training(run(2, *GRPO, *options, f"--strategy={strategy}", "--slices=3"), one, steps=3)
+@pytest.fixture(scope="module")
+def untied_folder(tiny_folder, tmp_path_factory):
+    """The tiny model with an output projection of its own, which the prompts' backward pass does not reach."""
+    model = AutoModelForImageTextToText.from_pretrained(tiny_folder)
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(1.1 * model.lm_head.weight.detach())
+    folder = tmp_path_factory.mktemp("untied")
+    model.save_pretrained(folder)
+    AutoProcessor.from_pretrained(tiny_folder).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        ("ddp", ()),
+        ("fsdp2", ()),
+        pytest.param("fsdp2_every", (), marks=pytest.mark.slow),
+        pytest.param("ddp", ("--lora",), marks=pytest.mark.slow),
+        pytest.param("fsdp2", ("--lora",), marks=pytest.mark.slow),
+    ],
+)
+def test_ranks_may_take_groups_in_slices(run, untied_folder, strategy, options):
+    one = run(1, *GRPO, *options, model=untied_folder)
+    two = run(2, *GRPO, *options, f"--strategy={strategy}", "--slices=3", model=untied_folder)
+    assert_same_training(two, one, steps=3)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
