@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from datamodules.video.types import LAYOUT, printable
 from lightning_modules.evaluation.report.examples import Example
@@ -65,7 +64,8 @@ def across(value: float, low: float, high: float) -> str:
 
 def _visible(value: object) -> object:
     """What a template shows; signs that no reader sees, and that would turn what stands beside them, are escapes."""
-    return printable(value, keep=LAYOUT) if isinstance(value, str) and not isinstance(value, Markup) else value
+    is_markup = hasattr(value, "__html__")  # by convention, of what templates themselves made
+    return printable(value, keep=LAYOUT) if isinstance(value, str) and not is_markup else value
 
 
 def _digest(content: str) -> str:
