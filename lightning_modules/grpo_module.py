@@ -32,7 +32,7 @@ from lightning_modules.rollouts.shuffled import shuffled_prompt
 from lightning_modules.rollouts.types import RolloutGroup, SamplingConfig
 from lightning_modules.training.grpo_metrics import TOKENS, add_redraws, add_trained_groups, rollout_metrics
 from lightning_modules.training.step_metrics import StepMetrics
-from lightning_modules.training.strategies import gradient_sync, whole_norm
+from lightning_modules.training.strategies import gathered_update, gradient_sync, whole_norm
 from lightning_modules.training.update import RANK_LOSSES, PolicyUpdate
 from rewards.base import Reward
 from rewards.errors import UserError
@@ -271,10 +271,11 @@ class GRPOModule(PolicyModule):
                 sum(micro.backward_passes for micro in micro_batches),
                 metrics if epoch == 0 else StepMetrics(),
             )
-            for loss in chain.from_iterable(self.update.losses(micro, logs) for micro in micro_batches):
-                with gradient_sync(strategy, last=len(losses) + 1 == passes):
-                    self.manual_backward(loss)
-                losses.append(loss.detach())
+            with gathered_update(strategy):
+                for loss in chain.from_iterable(self.update.losses(micro, logs) for micro in micro_batches):
+                    with gradient_sync(strategy, last=len(losses) + 1 == passes):
+                        self.manual_backward(loss)
+                    losses.append(loss.detach())
             norm = whole_norm(clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)).item()
             if epoch == 0:
                 logged = {"train/grad_norm": norm, "train/lr": self.learning_rate}

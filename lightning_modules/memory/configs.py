@@ -78,6 +78,8 @@ class RankConfig:
     """Shards live in the host's memory."""
     reduce_every_backward: bool = False
     """Sharded gradients are exchanged after every micro-batch."""
+    gather_once: bool = False
+    """Sharded weights stay gathered over all backward passes of a step."""
     cuda: bool = False
     """The optimizer updates all parameters at once, as PyTorch does on a GPU; on the CPU one after the other."""
 
@@ -115,5 +117,6 @@ def rank_config(module: PolicyModule, trainer: Mapping[str, Any], ranks: int | N
         sharded=bool(re.search("fsdp|modelparallel|model_parallel", name, re.IGNORECASE)),
         offloaded=bool(options.get("cpu_offload", False)),
         reduce_every_backward=bool(options.get("reduce_every_backward", False)),
+        gather_once=bool(options.get("gather_once", False)),
         cuda=trainer.get("accelerator") != "cpu",
     )

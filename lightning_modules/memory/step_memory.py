@@ -189,8 +189,9 @@ class StepMemory:
         waiting = 0
         if several and not self.rank.reduce_every_backward:
             waiting = sum(p.numel() for p in self.policy.parameters() if p.requires_grad)
-        whole = tensor_bytes(self.policy.parameters()) - sum(layers)
-        return whole + 3 * max(layers) + waiting * self.rank.weight_dtype.itemsize
+        every = tensor_bytes(self.policy.parameters())
+        whole = every if self.grpo is not None and self.rank.gather_once else every - sum(layers) + 2 * max(layers)
+        return whole + max(layers) + waiting * self.rank.weight_dtype.itemsize
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """As Lightning's mixed precision, which caches no casts."""

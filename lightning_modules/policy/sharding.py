@@ -49,8 +49,8 @@ def unsharded(policy: Policy) -> Iterator[None]:
     """Gather all weights once, on all ranks together; within, no forward pass waits for another rank.
 
     Ranks may therefore take different numbers of steps, sample different numbers of groups and call the vision tower
-    or not. Nothing happens for a policy without shards, nor within another `unsharded`. The weights must not change
-    inside.
+    or not; backward passes keep them too. Nothing happens for a policy without shards, nor within another `unsharded`.
+    The weights must not change inside.
     """
     modules = [module for module in policy.modules() if isinstance(module, FSDPModule)]
     if policy.is_gathered or not modules:
@@ -59,6 +59,7 @@ def unsharded(policy: Policy) -> Iterator[None]:
     with torch.inference_mode(False):  # an evaluation's inference tensors could not be trained on later
         for module in modules:
             module.set_reshard_after_forward(False, recurse=False)
+            module.set_reshard_after_backward(False, recurse=False)
             module.unshard()
     policy.is_gathered = True
     try:
@@ -67,6 +68,7 @@ def unsharded(policy: Policy) -> Iterator[None]:
         policy.is_gathered = False
         for module in modules:
             module.set_reshard_after_forward(module is not policy, recurse=False)
+            module.set_reshard_after_backward(True, recurse=False)
             module.reshard()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         save_distributed_checkpoint: bool = False,
         cpu_offload: bool = False,
         reduce_every_backward: bool = False,
+        gather_once: bool = False,
         timeout_seconds: float = 1800.0,
         process_group_backend: str | None = None,
     ) -> None:
@@ -48,6 +49,8 @@ class FSDP2Strategy(ModelParallelStrategy):
             cpu_offload: keep shards, gradients and optimizer states in the host's memory.
             reduce_every_backward: exchange gradients after every micro-batch, not only after the last one of an
                 optimizer step: more communication, but no rank ever holds whole gradients.
+            gather_once: gather all weights once for the backward passes of a GRPO step, as for its rollout, and not
+                again for each of them: less communication where there are many, as in slices, and more memory.
             timeout_seconds: how long a rank waits for the others in one exchange.
             process_group_backend: of torch.distributed; null takes nccl on GPUs and gloo on CPUs.
         """
@@ -59,6 +62,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         )
         self.cpu_offload = cpu_offload
         self.reduce_every_backward = reduce_every_backward
+        self.gather_once = gather_once
         self._evaluation = ExitStack()
 
     def setup_environment(self) -> None:
@@ -101,9 +105,17 @@ class FSDP2Strategy(ModelParallelStrategy):
         assert self.lightning_module is not None, "the trainer connects it before anything else"
         return self.lightning_module
 
-    def _gather(self) -> None:
+    @property
+    def _policy(self) -> Policy:
         (policy,) = (child for child in self._module.children() if isinstance(child, Policy))
-        self._evaluation.enter_context(unsharded(policy))
+        return policy
+
+    def gathered_update(self) -> AbstractContextManager[None]:
+        """Around the backward passes of an optimizer step."""
+        return unsharded(self._policy) if self.gather_once else nullcontext()
+
+    def _gather(self) -> None:
+        self._evaluation.enter_context(unsharded(self._policy))
 
     def _reshard(self) -> None:
         self._evaluation.close()
@@ -168,6 +180,11 @@ def gradient_sync(strategy: Strategy, *, last: bool) -> Iterator[None]:
         return
     with strategy.block_backward_sync():
         yield
+
+
+def gathered_update(strategy: Strategy) -> AbstractContextManager[None]:
+    """Keep sharded weights gathered over the backward passes of an optimizer step, where the strategy is to."""
+    return strategy.gathered_update() if isinstance(strategy, FSDP2Strategy) else nullcontext()
 
 
 def whole_norm(norm: Tensor) -> Tensor:

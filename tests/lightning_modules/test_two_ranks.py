@@ -103,6 +103,7 @@ def untied_folder(tiny_folder, tmp_path_factory):
         ("ddp", ()),
         ("fsdp2", ()),
         pytest.param("fsdp2_every", (), marks=pytest.mark.slow),
+        pytest.param("fsdp2_once", (), marks=pytest.mark.slow),
         pytest.param("ddp", ("--lora",), marks=pytest.mark.slow),
         pytest.param("fsdp2", ("--lora",), marks=pytest.mark.slow),
     ],

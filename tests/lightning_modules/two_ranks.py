@@ -27,7 +27,7 @@ def parse(arguments):
     parser.add_argument("data", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--stage", default="grpo", choices=("sft", "grpo"))
-    kinds = ("fsdp2", "fsdp2_folders", "fsdp2_offload", "fsdp2_every")
+    kinds = ("fsdp2", "fsdp2_folders", "fsdp2_offload", "fsdp2_every", "fsdp2_once")
     parser.add_argument("--strategy", default="auto", choices=("auto", "ddp", *kinds))
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--steps", type=int, default=3)
@@ -54,6 +54,7 @@ def strategy_of(name):
         save_distributed_checkpoint=name.endswith("folders"),
         cpu_offload=name.endswith("offload"),
         reduce_every_backward=name.endswith("every"),
+        gather_once=name.endswith("once"),
     )
 
 

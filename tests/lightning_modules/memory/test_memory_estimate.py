@@ -179,6 +179,8 @@ def test_resident_memory_is_divided_by_the_ranks_that_share_it(tiny_folder):
     assert sharded["optimizer step"]["gradients"] == pytest.approx(size / 2, rel=0.01)  # odd rows are rounded up
     assert sharded["rollout"]["gathered by FSDP2"] == size
     assert sharded["update"]["gathered by FSDP2"] > 0
+    kept = step_memory(tiny_folder, ranks=2, sharded=True, gather_once=True)
+    assert size < kept.update(SMALL)["gathered by FSDP2"] < 2 * size  # all weights, and the gradients of a layer
     replicated = step_memory(tiny_folder, ranks=2).phases(SMALL)["optimizer step"]
     assert replicated["DDP's buckets"] == replicated["weights"] == size
     offloaded = step_memory(tiny_folder, ranks=2, sharded=True, offloaded=True).phases(SMALL)["optimizer step"]
