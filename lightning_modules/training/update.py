@@ -139,9 +139,10 @@ class PolicyUpdate:
         wanted = int(max_over_ranks(torch.tensor(len(micro_batches), device=device)))
         while len(micro_batches) < wanted:
             micro_batches.append(replace(micro_batches[-1], slices=[_idle(part) for part in micro_batches[-1].slices]))
-        slices = max_over_ranks(torch.tensor([len(micro.slices) for micro in micro_batches], device=device))
-        for micro, count in zip(micro_batches, slices.tolist(), strict=True):
-            micro.slices.extend([_idle(micro.slices[-1])] * (count - len(micro.slices)))
+        if self.micro_batch_completions is not None:
+            slices = max_over_ranks(torch.tensor([len(micro.slices) for micro in micro_batches], device=device))
+            for micro, count in zip(micro_batches, slices.tolist(), strict=True):
+                micro.slices.extend([_idle(micro.slices[-1])] * (count - len(micro.slices)))
         return micro_batches
 
     def losses(self, micro: MicroBatch, metrics: StepMetrics) -> Iterator[Tensor]:
