@@ -217,7 +217,8 @@ class StepMemory:
         }
 
     def _gradient_arrived(self, parameter: nn.Parameter) -> None:
-        assert parameter.grad is not None
+        if parameter.grad is None:  # a pass that reaches the parameter with nothing
+            return
         if not self.rank.sharded:
             self.meter.relabel(parameter.grad, "gradients")
             return

@@ -117,14 +117,16 @@ def shared_prefix_attention(
     for group, (_, lengths) in enumerate(shared_prefix):
         prompt_query, prompt_key, prompt_value = next(parts)
         if known is None:
-            pieces.append(causal_attention(prompt_query, prompt_key, prompt_value, scale=scaling))
+            pieces.append(causal_attention(prompt_query, prompt_key, prompt_value, scale=scaling).transpose(1, 2))
         else:
             prompt_key, prompt_value = known[group]
         own_query, own_key, own_value = next(parts)
         if sum(lengths):
             prompt = (prompt_key, prompt_value)
-            pieces.append(group_attention(own_query, own_key, own_value, prompt, lengths, scale=scaling))
-    return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
+            output = group_attention(own_query, own_key, own_value, prompt, lengths, scale=scaling)
+            pieces.append(output.transpose(1, 2))
+    # A single piece stays the tensor that the kernel keeps for its backward pass.
+    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)).contiguous(), None
 
 
 def use_shared_prefix_attention(model: PreTrainedModel) -> None:
