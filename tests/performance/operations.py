@@ -23,11 +23,15 @@ WINDOW_PATCHES = 64
 def update_operations(size: ModelSize, prompt_tokens: int, lengths: Sequence[int], method: str) -> float:
     """Forward and backward of one group with completions of the given lengths."""
     count = len(lengths)
-    repeats = 1 if method == "ours" else count
+    shared = method in ("ours", "ours_sliced", "prefix_grouper")
+    repeats = 1 if shared else count
     videos = count if method.startswith("repeated") else 1
-    # A repeated row is padded to the longest completion; a packed one leaves out each last token.
-    inputs = [length - 1 for length in lengths] if method == "ours" else [max(lengths)] * count
-    predicted = sum(lengths) if method == "ours" else count * (max(lengths) + 1)
+    if method in ("ours", "ours_sliced"):
+        inputs = [length - 1 for length in lengths]  # a last token predicts nothing
+    else:  # rows of several completions are padded to the longest
+        inputs = lengths if method in ("prefix_grouper", "strongest_single") else [max(lengths)] * count
+    chunked = shared or method.startswith("strongest")
+    predicted = sum(lengths) if chunked else count * (max(lengths) + 1)
     tokens = repeats * prompt_tokens + sum(inputs)
     pairs = repeats * prompt_tokens * (prompt_tokens + 1) / 2
     pairs += sum(length * prompt_tokens + length * (length + 1) / 2 for length in inputs)

@@ -23,6 +23,7 @@ from lightning_modules.policy.policy import Policy
 from lightning_modules.policy.qwen_vl import QwenVLFamily
 from lightning_modules.policy.shared_prefix import use_shared_prefix_attention
 from rewards.types import ProblemType
+from tests.performance.prefix_grouper_attention import PREFIX_GROUPER_ATTENTION, prefix_grouper_attention
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -123,13 +124,15 @@ SIZES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """Two views of one set of weights."""
+    """Views of one set of weights."""
 
     size: ModelSize
     stock: Qwen2_5_VLForConditionalGeneration
     """As transformers makes it, sdpa attention."""
     fast_vision: Qwen2_5_VLForConditionalGeneration
     """Stock except for the project's vision tower: separates the tower's savings from those of sharing the prompt."""
+    prefix_grouper: Qwen2_5_VLForConditionalGeneration
+    """As `fast_vision`, with the attention that PrefixGrouper needs."""
     policy: Policy
 
     @property
@@ -139,7 +142,7 @@ class Models:
 
 def build_models(size: ModelSize, device: str, dtype: torch.dtype, *, gradient_checkpointing: bool = False) -> Models:
     """Random weights of `size`, shared by stock model and policy."""
-    from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import AttentionInterface, GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
     torch.manual_seed(0)
     default = torch.get_default_dtype()
@@ -154,7 +157,9 @@ def build_models(size: ModelSize, device: str, dtype: torch.dtype, *, gradient_c
     model.generation_config = GenerationConfig(eos_token_id=VIDEO_TOKEN, pad_token_id=PAD_TOKEN)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    stock, fast_vision = (copy.deepcopy(model, {id(p): p for p in model.parameters()}) for _ in range(2))
+    stock, fast_vision, prefix_grouper = (
+        copy.deepcopy(model, {id(p): p for p in model.parameters()}) for _ in range(3)
+    )
     tokenizer = SimpleNamespace(
         get_vocab=lambda: SPECIAL_IDS,
         batch_decode=lambda rows, **options: ["" for _ in rows],
@@ -164,9 +169,13 @@ def build_models(size: ModelSize, device: str, dtype: torch.dtype, *, gradient_c
         tokenizer=tokenizer, image_processor=SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.25] * 3)
     )
     QwenVLFamily(fast_vision, processor)
+    QwenVLFamily(prefix_grouper, processor)
+    AttentionInterface.register(PREFIX_GROUPER_ATTENTION, prefix_grouper_attention)
+    prefix_grouper.set_attn_implementation({"text_config": PREFIX_GROUPER_ATTENTION})
     family = QwenVLFamily(model, processor)
     use_shared_prefix_attention(model)
-    return Models(size=size, stock=stock, fast_vision=fast_vision, policy=Policy(model, processor, family))
+    policy = Policy(model, processor, family)
+    return Models(size=size, stock=stock, fast_vision=fast_vision, prefix_grouper=prefix_grouper, policy=policy)
 
 
 def _config(size: ModelSize) -> Qwen2_5_VLConfig:

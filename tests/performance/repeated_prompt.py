@@ -10,13 +10,14 @@ Shapes: G completions, P prompt tokens, C completion tokens (longest), L = P + C
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from datamodules.types import EncodedPrompt, VisionInput
+from lightning_modules.functional.logprobs import token_statistics
 from tests.performance.random_models import PAD_TOKEN, SPECIAL_IDS, VIDEO_TOKEN, Models
 
 if TYPE_CHECKING:
@@ -38,6 +39,17 @@ class RepeatedGroup:
     """[N, D], normalized."""
     grid_thw: Tensor
     """int64 [1, 3]."""
+
+    def completion(self, index: int) -> RepeatedGroup:
+        """The row of one completion, without padding."""
+        row, length = slice(index, index + 1), int(self.mask[index].sum())
+        end = self.prompt_tokens + length
+        return replace(
+            self,
+            input_ids=self.input_ids[row, :end],
+            position_ids=self.position_ids[:, row, :end],
+            mask=self.mask[row, :length],
+        )
 
 
 def repeated_group(models: Models, prompt: EncodedPrompt, completions: Sequence[Tensor]) -> RepeatedGroup:
@@ -89,14 +101,44 @@ def repeated_logprobs(model: Qwen2_5_VLForConditionalGeneration, group: Repeated
 def vision_once_logprobs(model: Qwen2_5_VLForConditionalGeneration, group: RepeatedGroup) -> Tensor:
     """[G, C]: the video encoded once and its features repeated; the prompt still computed G times."""
     hidden = model.model.language_model(
-        inputs_embeds=_embeddings(model, group), position_ids=group.position_ids, use_cache=False
+        inputs_embeds=_embeddings(model, group, vision_features(model, group)),
+        position_ids=group.position_ids,
+        use_cache=False,
     ).last_hidden_state
     return _gathered(model.lm_head(hidden[:, -group.mask.shape[1] - 1 :]), group)
 
 
-def _embeddings(model: Qwen2_5_VLForConditionalGeneration, group: RepeatedGroup) -> Tensor:
-    """[G, L, H] with the features of one tower call in every row."""
-    features = model.model.visual(group.pixels, grid_thw=group.grid_thw).pooler_output
+def chunked_logprobs(
+    model: Qwen2_5_VLForConditionalGeneration, group: RepeatedGroup, features: Tensor, *, chunk_size: int
+) -> Tensor:
+    """[G, C]: the prompt computed G times from given features; logits of at most `chunk_size` tokens exist at once."""
+    hidden = model.model.language_model(
+        inputs_embeds=_embeddings(model, group, features), position_ids=group.position_ids, use_cache=False
+    ).last_hidden_state
+    return masked_logprobs(
+        model,
+        hidden[:, group.prompt_tokens - 1 : -1],
+        group.input_ids[:, group.prompt_tokens :],
+        group.mask,
+        chunk_size,
+    )
+
+
+def masked_logprobs(
+    model: Qwen2_5_VLForConditionalGeneration, hidden: Tensor, targets: Tensor, mask: Tensor, chunk_size: int
+) -> Tensor:
+    """[G, C] of targets [G, C] from the states [G, C, H] that predict them, zero where the mask is false."""
+    values = token_statistics(hidden[mask], model.lm_head.weight, targets[mask], chunk_size=chunk_size).logprobs
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+
+def vision_features(model: Qwen2_5_VLForConditionalGeneration, group: RepeatedGroup) -> Tensor:
+    """[M, H]: features of the M video tokens, from one tower call."""
+    return model.model.visual(group.pixels, grid_thw=group.grid_thw).pooler_output
+
+
+def _embeddings(model: Qwen2_5_VLForConditionalGeneration, group: RepeatedGroup, features: Tensor) -> Tensor:
+    """[G, L, H] with the same features in every row."""
     embeddings = model.get_input_embeddings()(group.input_ids)
     places = (group.input_ids == VIDEO_TOKEN)[..., None]
     return embeddings.masked_scatter(places, features.to(embeddings.dtype).repeat(len(group.input_ids), 1))
@@ -126,7 +168,9 @@ def repeated_prefill(model: Qwen2_5_VLForConditionalGeneration, group: RepeatedG
 def vision_once_prefill(model: Qwen2_5_VLForConditionalGeneration, group: RepeatedGroup) -> Tensor:
     """The same with the video encoded once."""
     hidden = model.model.language_model(
-        inputs_embeds=_embeddings(model, group), position_ids=group.position_ids, use_cache=True
+        inputs_embeds=_embeddings(model, group, vision_features(model, group)),
+        position_ids=group.position_ids,
+        use_cache=True,
     ).last_hidden_state
     return model.lm_head(hidden[:, -1])
 

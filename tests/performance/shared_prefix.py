@@ -5,17 +5,25 @@
 A group is one video prompt of P tokens with G completions of C tokens. Methods, on the same random weights:
 
 - `repeated`: the published code (and transformers up to 5.17): pixels and prompt G times, right-padded rows, stock
-  attention and vision tower, log_softmax over the whole vocabulary. Every ratio is its cost divided by the method's.
+  attention and vision tower, log_softmax over the whole vocabulary.
 - `repeated_fast_vision`: the same with this project's vision tower.
 - `vision_once`: the video encoded once and its features repeated, the prompt computed G times.
+- `strongest`: the strongest ordinary code: `vision_once` with log-probabilities in this project's chunks.
+- `strongest_single`: the same with a backward pass after every completion, its least memory.
+- `prefix_grouper`: the package PrefixGrouper (github.com/johncaged/PrefixGrouper, arXiv 2506.05433), with this
+  project's vision tower and chunks.
 - `generate`: the installed transformers' `generate(num_return_sequences=G)`.
 - `ours`: one packed row, one prefill, chunked log-probabilities.
+- `ours_sliced`: the prompt once, a backward pass after every two completions, then one through the prompt.
+
+Two ratios compare a method: the cost of `repeated` and that of `strongest`, each divided by the method's.
 
 Cases: `rollout_prefill` (prompt to the logits of G first tokens), `rollout` (whole sampling), `update` (forward and
 backward of all parameters, vision tower included), `logprobs` (hidden states to log-probabilities and back), `step`
 (rollout and update).
 
-Methods take turns within each repeat and medians are compared. Seconds are the process's user time on a CPU (page
+Methods take turns within each repeat and medians are compared. A scenario that is run only once is timed where its
+memory is measured. Seconds are the process's user time on a CPU (page
 faults left out, which would favor `ours`) and wall time on a GPU. Memory is the peak beyond weights, gradients and
 inputs: on a CPU the resident high-water mark of a fresh process per number, on a GPU the allocator's. `floor_seconds`
 of an update is the time that the arithmetic which the method needs would take at the measured speed of a large matrix
@@ -48,11 +56,27 @@ from tests.performance.measure import (
 from tests.performance.operations import update_operations
 from tests.performance.random_models import SIZES, Models, build_models
 from tests.performance.shared_prefix_cases import CASES, Scenario, build_work
-from tests.performance.shared_prefix_report import write_report
+from tests.performance.shared_prefix_report import plot, write_report
 
 RESULTS = Path(__file__).parent / "results"
 BOTH = ("repeated", "ours")
-UPDATE_METHODS = ("repeated", "repeated_fast_vision", "vision_once", "ours")
+UPDATE_METHODS = (
+    "repeated",
+    "repeated_fast_vision",
+    "vision_once",
+    "strongest",
+    "strongest_single",
+    "prefix_grouper",
+    "ours",
+    "ours_sliced",
+)
+TRAINING_METHODS = ("repeated", "strongest", "strongest_single", "prefix_grouper", "ours", "ours_sliced")
+GROUP_METHODS = ("repeated", "strongest", "strongest_single", "ours", "ours_sliced")
+BASELINES = ("repeated", "strongest")
+LARGEST_REPEATED = 32
+"""Completions; twice as many take 12 GiB at size `small`."""
+USUAL_TOKENS = 8 * (1024 + 256)
+"""Of a group that is run as often as asked; a larger one is run less often on a CPU."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -62,9 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = [scenario for scenario in scenarios(options) if scenario.case in options.cases]
     models = _models(options)
     rate = matmul_rate(device, models.stock.dtype)
-    rows = []
-    for scenario in chosen:
-        rows += measure(models, scenario, options, rate)
+    rows: list[dict[str, Any]] = []
     report = {
         "date": date.today().isoformat(),
         "machine": machine(device),
@@ -77,7 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "rows": rows,
     }
     output = options.output or RESULTS / ("quick.json" if options.quick else f"{_kind(device)}.json")
-    write_report(report, output)
+    for scenario in chosen:
+        rows += measure(models, scenario, options, rate)
+        write_report(report, output)  # a run that is stopped leaves what it has measured
+    print(output.with_suffix(".md").read_text())
+    plot(report, output.with_suffix(".png"))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -86,13 +112,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, help="small on a CPU, 7b on a GPU, demo with --quick")
     parser.add_argument("--device", default="cuda" if cuda else "cpu", help="cpu: float32; cuda: bfloat16")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
-    parser.add_argument("--repeats", type=int, default=3, help="at P <= 1024; fewer for longer prompts on a CPU")
+    parser.add_argument("--repeats", type=int, default=3, help="fewer for larger groups on a CPU")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--prompt-lengths", nargs="*", type=int, default=[512, 1024, 2048, 4096, 8192])
-    parser.add_argument("--group-sizes", nargs="*", type=int, default=[2, 4, 8, 16])
+    parser.add_argument("--prompt-lengths", nargs="*", type=int, default=[512, 2048, 4096, 8192])
+    parser.add_argument("--group-sizes", nargs="*", type=int, default=[2, 4, 16, 32, 64])
     parser.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations in the backward")
     parser.add_argument("--output", type=Path, help="JSON file; Markdown and plot stand beside it")
-    parser.add_argument("--quick", action="store_true", help="every case once at sizes that take seconds")
+    parser.add_argument("--quick", action="store_true", help="every case at sizes that take seconds")
     options = parser.parse_args(arguments)
     if options.size is None:
         options.size = "demo" if options.quick else ("7b" if options.device.startswith("cuda") else "small")
@@ -112,35 +138,46 @@ def scenarios(options: argparse.Namespace) -> Iterator[Scenario]:
         return
     base = Scenario(case="update", methods=BOTH)
     yield replace(base, methods=UPDATE_METHODS)
-    yield replace(base, unequal=True)
-    yield from (replace(base, prompt_tokens=p) for p in options.prompt_lengths if p != base.prompt_tokens)
-    yield from (replace(base, group_size=g) for g in options.group_sizes if g != base.group_size)
+    yield replace(base, unequal=True, methods=TRAINING_METHODS)
+    yield from (replace(base, methods=TRAINING_METHODS, prompt_tokens=p, completion_tokens=1024) for p in (1024, 256))
+    for size in options.group_sizes:
+        methods = GROUP_METHODS[1:] if size > LARGEST_REPEATED else GROUP_METHODS
+        yield replace(base, group_size=size, methods=methods)
     for length in (1024, 4096):
         prefill = replace(base, case="rollout_prefill", prompt_tokens=length)
         yield replace(prefill, methods=("repeated", "vision_once", "generate", "ours"))
     yield replace(base, case="rollout", methods=("repeated", "generate", "ours"))
-    size = SIZES[options.size]
-    yield replace(base, case="logprobs", completion_tokens=512, vocabulary=max(size.vocabulary, base.vocabulary))
+    vocabulary = max(SIZES[options.size].vocabulary, base.vocabulary)
+    yield replace(base, case="logprobs", completion_tokens=512, vocabulary=vocabulary)
     yield replace(base, case="step", methods=("repeated", "generate", "ours"))
+    yield from (replace(base, prompt_tokens=p) for p in options.prompt_lengths)
 
 
 def measure(models: Models, scenario: Scenario, options: argparse.Namespace, rate: float) -> list[dict[str, Any]]:
     """One row per method."""
     print(f"{scenario.case} P {scenario.prompt_tokens} G {scenario.group_size} ...", file=sys.stderr, flush=True)
     on_gpu = models.device.type == "cuda"
-    works = build_work(models, scenario)
-    # A GPU chooses kernels by shape, so it warms up with the real ones.
-    interleaved_seconds(works if on_gpu else build_work(models, _shrunk(scenario)), 1, models.device)
-    repeats = options.repeats if on_gpu else max(1, options.repeats * 1024 // max(scenario.prompt_tokens, 1024))
-    seconds = interleaved_seconds(works, repeats, models.device)
-    if on_gpu:
-        peaks = {method: cuda_peak_mib(work, models.device) for method, work in works.items()}
-    else:
+    tokens = scenario.group_size * (max(scenario.prompt_tokens, 1024) + scenario.completion_tokens)
+    repeats = options.repeats if on_gpu else max(1, round(options.repeats * USUAL_TOKENS / tokens))
+    seconds: dict[str, list[float]] = {}
+    peaks: dict[str, float | None] = {}
+    if on_gpu or options.quick or repeats > 1:
+        works = build_work(models, scenario)
+        # A GPU chooses kernels by shape, so it warms up with the real ones.
+        interleaved_seconds(works if on_gpu else build_work(models, _shrunk(scenario)), 1, models.device)
+        seconds = interleaved_seconds(works, repeats, models.device)
+        if on_gpu:
+            peaks = {method: cuda_peak_mib(work, models.device) for method, work in works.items()}
+        elif options.quick:
+            peaks = {method: resident_peak_mib(work) for method, work in works.items()}
         del works
+    if not peaks:
         alone = {method: replace(scenario, methods=(method,)) for method in scenario.methods}
-        peaks = {method: in_fresh_process(_peak_mib, one, options) for method, one in alone.items()}
+        costs = {method: in_fresh_process(cost_alone, one, options) for method, one in alone.items()}
+        peaks = {method: peak for method, (peak, _) in costs.items()}
+        seconds = seconds or {method: [once] for method, (_, once) in costs.items()}
     rows = [_row(models, scenario, method, seconds[method], peaks[method], rate) for method in scenario.methods]
-    return [_with_ratios(row, rows[0]) for row in rows]
+    return [_with_ratios(row, rows) for row in rows]
 
 
 def _shrunk(scenario: Scenario) -> Scenario:
@@ -171,24 +208,25 @@ def _row(
     return row
 
 
-def _with_ratios(row: Mapping[str, Any], repeated: Mapping[str, Any]) -> dict[str, Any]:
-    if row["out_of_memory"] or repeated["out_of_memory"]:
-        return dict(row)
-    return {
-        **row,
-        "time_ratio": repeated["seconds"] / row["seconds"],
-        "memory_ratio": repeated["peak_memory_mib"] / row["peak_memory_mib"],
-    }
+def _with_ratios(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    ratios = {}
+    for other in rows:
+        if other["method"] in BASELINES and not row["out_of_memory"] and not other["out_of_memory"]:
+            ratios[f"{other['method']}_time_ratio"] = other["seconds"] / row["seconds"]
+            ratios[f"{other['method']}_memory_ratio"] = other["peak_memory_mib"] / row["peak_memory_mib"]
+    return {**row, **ratios}
 
 
-def _peak_mib(scenario: Scenario, options: argparse.Namespace) -> float:
-    """Peak of a scenario's only method, in this process."""
+def cost_alone(scenario: Scenario, options: argparse.Namespace) -> tuple[float, float]:
+    """Peak MiB and seconds of a scenario's only method, in this process."""
     torch.set_num_threads(options.threads)
     models = _models(options)
     for work in build_work(models, _shrunk(scenario)).values():
         work()  # libraries load what they need and every parameter gets its gradient
-    (work,) = build_work(models, scenario).values()
-    return resident_peak_mib(work)
+    works = build_work(models, scenario)
+    seconds: list[float] = []
+    peak = resident_peak_mib(lambda: seconds.extend(*interleaved_seconds(works, 1, models.device).values()))
+    return peak, seconds[0]
 
 
 def _models(options: argparse.Namespace) -> Models:

@@ -5,26 +5,25 @@ Shapes: G completions, P prompt tokens, C completion tokens, N = G * C, H hidden
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from datamodules.types import EncodedPrompt, PromptBatch
+from datamodules.types import PromptBatch
 from lightning_modules.functional.logprobs import token_statistics
 from lightning_modules.rollouts.transformers_engine import TransformersEngine
 from lightning_modules.rollouts.types import SamplingConfig
+from tests.performance.group_updates import updates
 from tests.performance.measure import Work
 from tests.performance.random_models import Models, random_completions, video_prompt
 from tests.performance.repeated_prompt import (
     RepeatedGroup,
     full_softmax_logprobs,
     repeated_group,
-    repeated_logprobs,
     repeated_prefill,
     stock_generate,
-    vision_once_logprobs,
     vision_once_prefill,
 )
 
@@ -65,40 +64,10 @@ def build_work(models: Models, scenario: Scenario) -> dict[str, Work]:
     return {method: available[method] for method in scenario.methods}
 
 
-def update_logprobs(models: Models, scenario: Scenario) -> dict[str, Callable[[], Tensor]]:
-    """Per method, the log-probabilities [G, C] of the same completions, zero on padding."""
+def group_updates(models: Models, scenario: Scenario) -> dict[str, Callable[[], Tensor]]:
+    """Per method, the backward passes of the same completions, and the log-probabilities [G, C] they began with."""
     prompt = video_prompt(models.size, scenario.prompt_tokens)
-    return _logprobs_of(models, prompt, random_completions(models.size, scenario.lengths))
-
-
-def _logprobs_of(
-    models: Models, prompt: EncodedPrompt, completions: Sequence[Tensor]
-) -> dict[str, Callable[[], Tensor]]:
-    group = repeated_group(models, prompt, completions)
-    return {
-        "repeated": lambda: repeated_logprobs(models.stock, group),
-        "repeated_fast_vision": lambda: repeated_logprobs(models.fast_vision, group),
-        "vision_once": lambda: vision_once_logprobs(models.stock, group),
-        "ours": lambda: _packed_logprobs(models, prompt, completions),
-    }
-
-
-def _packed_logprobs(models: Models, prompt: EncodedPrompt, completions: Sequence[Tensor]) -> Tensor:
-    batch = models.policy.pack(models.policy.collate([prompt]).to(models.device), [completions])
-    return models.policy.logprobs(batch, temperature=1.0).logprobs
-
-
-def _backward(logprobs: Tensor) -> None:
-    """Gradients of a policy-gradient loss: each completion's log-probabilities weighted by its advantage."""
-    advantages = torch.linspace(-1, 1, len(logprobs), device=logprobs.device)
-    (logprobs * advantages[:, None]).mean().backward()
-
-
-def _update_case(models: Models, scenario: Scenario) -> dict[str, Work]:
-    def work(logprobs: Callable[[], Tensor]) -> Work:
-        return lambda: _backward(logprobs())
-
-    return {method: work(logprobs) for method, logprobs in update_logprobs(models, scenario).items()}
+    return updates(models, prompt, random_completions(models.size, scenario.lengths))
 
 
 def _prompt_rows(models: Models, scenario: Scenario) -> tuple[RepeatedGroup, PromptBatch]:
@@ -151,13 +120,13 @@ def _samplers(models: Models, scenario: Scenario) -> dict[str, Callable[[], list
 def _step_case(models: Models, scenario: Scenario) -> dict[str, Work]:
     """Sample a group, then update on it; `generate` updates with the video encoded once."""
     prompt = video_prompt(models.size, scenario.prompt_tokens)
-    updates = {"repeated": "repeated", "generate": "vision_once", "ours": "ours"}
+    method_of = {"repeated": "repeated", "generate": "vision_once", "ours": "ours"}
 
-    def work(sample: Callable[[], list[Tensor]], update: str) -> Work:
-        return lambda: _backward(_logprobs_of(models, prompt, sample())[update]())
+    def work(sample: Callable[[], list[Tensor]], method: str) -> Work:
+        return lambda: updates(models, prompt, sample())[method]()
 
     samplers = _samplers(models, scenario)
-    return {method: work(samplers[method], update) for method, update in updates.items()}
+    return {method: work(samplers[method], update) for method, update in method_of.items()}
 
 
 def _logprobs_case(models: Models, scenario: Scenario) -> dict[str, Work]:
@@ -183,7 +152,7 @@ def _logprobs_case(models: Models, scenario: Scenario) -> dict[str, Work]:
 CASES: Mapping[str, Callable[[Models, Scenario], Mapping[str, Work]]] = {
     "rollout_prefill": _prefill_case,
     "rollout": _samplers,
-    "update": _update_case,
+    "update": group_updates,
     "logprobs": _logprobs_case,
     "step": _step_case,
 }

@@ -19,27 +19,31 @@ COLUMNS = {
     "C": "C",
     "lengths": "lengths",
     "seconds": "seconds",
-    "time_ratio": "repeated / this, time",
+    "repeated_time_ratio": "repeated / this, time",
+    "strongest_time_ratio": "strongest / this, time",
     "peak_memory_mib": "peak MiB",
-    "memory_ratio": "repeated / this, memory",
+    "repeated_memory_ratio": "repeated / this, memory",
+    "strongest_memory_ratio": "strongest / this, memory",
     "tokens_per_second": "tokens / s",
     "floor_fraction": "floor / seconds",
     "repeats": "repeats",
 }
+COLORS = {
+    "repeated": "tab:gray",
+    "strongest": "tab:orange",
+    "strongest_single": "tab:red",
+    "ours": "tab:blue",
+    "ours_sliced": "tab:green",
+}
+"""Methods of the picture."""
 
 
 def write_report(report: Mapping[str, Any], output: Path) -> None:
-    """Write `output` and, with the same stem beside it, the Markdown table and the plot."""
+    """Write `output` and, with the same stem beside it, the Markdown table."""
     rounded = {**report, "rows": [{key: _rounded(value) for key, value in row.items()} for row in report["rows"]]}
-    table = markdown(rounded)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(rounded, indent=1) + "\n")
-    output.with_suffix(".md").write_text(table)
-    print(table)
-    if importlib.util.find_spec("matplotlib") is None:
-        print("no plot: matplotlib is not installed", file=sys.stderr)
-    else:
-        plot(rounded, output.with_suffix(".png"))
+    output.with_suffix(".md").write_text(markdown(rounded))
 
 
 def _rounded(value: Any) -> Any:
@@ -78,6 +82,9 @@ def _cell(row: Row, key: str) -> str:
 
 def plot(report: Mapping[str, Any], path: Path) -> None:
     """Time and memory of an update against prompt length and group size."""
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no plot: matplotlib is not installed", file=sys.stderr)
+        return
     import matplotlib
 
     matplotlib.use("Agg")
@@ -89,23 +96,23 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
     fixed = rows[0]
     figure, axes = pyplot.subplots(2, 2, figsize=(9, 6.5), sharey="row", layout="constrained")
     for column, (varied, held) in enumerate((("P", "G"), ("G", "P"))):
-        series = [row for row in rows if row[held] == fixed[held]]
+        series = [row for row in rows if row[held] == fixed[held] and row["C"] == fixed["C"]]
         for line, quantity in enumerate(("seconds", "peak_memory_mib")):
             _draw(axes[line][column], series, varied, quantity)
         axes[0][column].set_title(f"{held} = {fixed[held]}, C = {fixed['C']}")
         axes[1][column].set_xlabel({"P": "prompt tokens P", "G": "completions G"}[varied])
     axes[0][0].set_ylabel("seconds per update")
     axes[1][0].set_ylabel("peak MiB beyond weights and gradients")
-    axes[0][0].legend()
+    axes[0][1].legend(fontsize=8)
     figure.suptitle(f"Update of one GRPO group, size {report['size']}: {report['machine']}", fontsize=10)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
 def _draw(axes: Any, rows: Sequence[Row], varied: str, quantity: str) -> None:
-    for method, color in (("repeated", "tab:gray"), ("ours", "tab:blue")):
-        points = sorted((row[varied], row[quantity]) for row in rows if row["method"] == method)
-        axes.plot(*zip(*points, strict=True), marker="o", color=color, label=method)
+    for method, color in COLORS.items():
+        if points := sorted((row[varied], row[quantity]) for row in rows if row["method"] == method):
+            axes.plot(*zip(*points, strict=True), marker="o", color=color, label=method)
     ticks = sorted({row[varied] for row in rows})
     axes.set(xscale="log", yscale="log", xticks=ticks, xticklabels=ticks)
     axes.minorticks_off()

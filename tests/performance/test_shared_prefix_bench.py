@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.performance.measure import in_fresh_process, resident_peak_mib
+from tests.performance.measure import in_fresh_process
 from tests.performance.operations import decoder_weights, update_operations
 from tests.performance.random_models import SIZES, VIDEO_TOKEN, build_models, video_grid, video_prompt
-from tests.performance.shared_prefix_cases import CASES, Scenario, build_work, update_logprobs
+from tests.performance.shared_prefix import UPDATE_METHODS, cost_alone
+from tests.performance.shared_prefix_cases import CASES, Scenario, build_work
 
 ROOT = Path(__file__).parents[2]
 RUN_WITHOUT = """
@@ -22,7 +25,6 @@ sys.modules.update(dict.fromkeys({!r}))  # importing them raises
 sys.argv = {!r}
 runpy.run_path({!r}, run_name="__main__")
 """
-METHODS = ("repeated", "repeated_fast_vision", "vision_once", "ours")
 
 
 @pytest.fixture(scope="module")
@@ -30,36 +32,24 @@ def models():
     return build_models(SIZES["demo"], "cpu", torch.float32)
 
 
-def gradients(model):
-    found = {name: p.grad.clone() for name, p in model.named_parameters()}
-    model.zero_grad()
-    return found
-
-
 @pytest.mark.parametrize("unequal", [False, True])
-def test_all_methods_compute_the_same_log_probabilities(models, unequal):
-    scenario = Scenario(
-        case="update", methods=METHODS, prompt_tokens=96, group_size=3, completion_tokens=12, unequal=unequal
-    )
+def test_all_methods_compute_the_same_log_probabilities_and_gradients(models, unequal):
+    sizes = {"prompt_tokens": 96, "group_size": 3, "completion_tokens": 12, "unequal": unequal}
+    scenario = Scenario(case="update", methods=UPDATE_METHODS, **sizes)
     assert scenario.lengths == ([2, 7, 12] if unequal else [12, 12, 12])  # ceil(12 / 8), ceil(12 * 9 / 16), 12
 
-    logprobs = {method: compute() for method, compute in update_logprobs(models, scenario).items()}
+    work = build_work(models, scenario)
+    logprobs, gradients = {}, {}
+    for method in UPDATE_METHODS:
+        models.stock.zero_grad()  # all methods have the same parameters
+        logprobs[method] = work[method]()
+        gradients[method] = {name: p.grad.clone() for name, p in models.stock.named_parameters()}
 
-    assert (logprobs["ours"] != 0).sum(dim=1).tolist() == scenario.lengths
-    for method in METHODS:
-        torch.testing.assert_close(logprobs[method], logprobs["ours"], rtol=0, atol=2e-5)
-
-
-def test_all_methods_give_the_same_gradients(models):
-    work = build_work(models, Scenario(case="update", methods=METHODS, prompt_tokens=96, completion_tokens=6))
-    found = {}
-    models.stock.zero_grad()
-    for method in METHODS:
-        work[method]()
-        found[method] = gradients(models.stock)  # the policy has the same parameters
-    for method in METHODS:
-        for name, expected in found["repeated"].items():
-            error = (found[method][name] - expected).norm() / expected.norm().clamp(min=1e-6)
+    assert (logprobs["repeated"] != 0).sum(dim=1).tolist() == scenario.lengths
+    for method in UPDATE_METHODS:
+        torch.testing.assert_close(logprobs[method], logprobs["repeated"], rtol=0, atol=2e-5)
+        for name, expected in gradients["repeated"].items():
+            error = (gradients[method][name] - expected).norm() / expected.norm().clamp(min=1e-6)
             assert error < 1e-3, (method, name)
 
 
@@ -92,14 +82,14 @@ def test_operations_of_the_published_7b_size():
     assert 1 < (repeated - ours) / (6 * 7176 * decoder_weights(size)) < 1.6
 
 
-def allocated_peak() -> float:
-    torch.zeros(1)
-    return resident_peak_mib(lambda: torch.ones(8, 1024, 1024))
-
-
-def test_resident_peak_sees_an_allocation_in_a_fresh_process():
-    # 8 * 1024^2 float32 values are 32 MiB.
-    assert 32 <= in_fresh_process(allocated_peak) < 34
+def test_the_cost_of_a_method_is_measured_in_a_fresh_process():
+    # Hidden states [2048, 128] and logits of 512 rows are 1 and 16 MiB; all logits would be 64, twice.
+    scenario = Scenario(case="logprobs", methods=("repeated",), group_size=2, completion_tokens=1024, vocabulary=8192)
+    options = Namespace(size="demo", device="cpu", threads=1, gradient_checkpointing=False)
+    whole, seconds = in_fresh_process(cost_alone, scenario, options)
+    in_chunks, _ = in_fresh_process(cost_alone, replace(scenario, methods=("ours",)), options)
+    assert 128 < whole < 512 and 16 < in_chunks < 64
+    assert seconds > 0
 
 
 def test_a_quick_run_without_media_and_training_packages_reports_every_case(tmp_path):
@@ -120,10 +110,13 @@ def test_a_quick_run_without_media_and_training_packages_reports_every_case(tmp_
     assert {row["case"] for row in report["rows"]} == set(CASES)
     assert {row["lengths"] for row in report["rows"]} == {"equal", "unequal"}
     for row in report["rows"]:
-        for key in ("seconds", "peak_memory_mib", "time_ratio", "memory_ratio", "tokens_per_second"):
+        for key in ("seconds", "peak_memory_mib", "repeated_time_ratio", "repeated_memory_ratio", "tokens_per_second"):
             assert row[key] > 0, (row, key)
-        if row["method"] == "repeated":
-            assert row["time_ratio"] == row["memory_ratio"] == 1
+        for baseline in {"repeated", "strongest"} & {row["method"]}:
+            assert row[f"{baseline}_time_ratio"] == row[f"{baseline}_memory_ratio"] == 1
+    updates = [row for row in report["rows"] if row["case"] == "update" and row["lengths"] == "equal"]
+    assert [row["method"] for row in updates] == list(UPDATE_METHODS)
+    assert all(row["strongest_time_ratio"] > 0 for row in updates)
     table = output.with_suffix(".md").read_text()
     assert table.count("\n| ") == len(report["rows"]) + 1  # and the heading
     assert output.with_suffix(".png").stat().st_size > 10_000
