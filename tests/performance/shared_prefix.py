@@ -33,6 +33,7 @@ product.
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     chosen = [scenario for scenario in scenarios(options) if scenario.case in options.cases]
     models = _models(options)
+    gc.collect()
+    gc.freeze()  # collections between measurements then pass over the many objects of the libraries
     rate = matmul_rate(device, models.stock.dtype)
     rows: list[dict[str, Any]] = []
     report = {
@@ -104,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_report(report, output)  # a run that is stopped leaves what it has measured
     print(output.with_suffix(".md").read_text())
     plot(report, output.with_suffix(".png"))
+    gc.unfreeze()
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -158,7 +162,7 @@ def measure(models: Models, scenario: Scenario, options: argparse.Namespace, rat
     print(f"{scenario.case} P {scenario.prompt_tokens} G {scenario.group_size} ...", file=sys.stderr, flush=True)
     on_gpu = models.device.type == "cuda"
     tokens = scenario.group_size * (max(scenario.prompt_tokens, 1024) + scenario.completion_tokens)
-    repeats = options.repeats if on_gpu else max(1, round(options.repeats * USUAL_TOKENS / tokens))
+    repeats = options.repeats if on_gpu else max(1, round(options.repeats * min(1.0, USUAL_TOKENS / tokens)))
     seconds: dict[str, list[float]] = {}
     peaks: dict[str, float | None] = {}
     if on_gpu or options.quick or repeats > 1:
@@ -221,6 +225,7 @@ def cost_alone(scenario: Scenario, options: argparse.Namespace) -> tuple[float, 
     """Peak MiB and seconds of a scenario's only method, in this process."""
     torch.set_num_threads(options.threads)
     models = _models(options)
+    gc.freeze()
     for work in build_work(models, _shrunk(scenario)).values():
         work()  # libraries load what they need and every parameter gets its gradient
     works = build_work(models, scenario)
