@@ -120,7 +120,7 @@ gradients are equal. P prompt tokens, G completions, C tokens. {report["date"]},
 torch {report["torch"]}, random weights of size `{report["size"]}`.
 
 The same for an update by the strongest ordinary code (video once, prompt repeated, log-probabilities in chunks), on a
-CPU, also divided by ours in slices, which keep the memory the same for every G:
+CPU, divided by our packed row and by ours in slices, whose memory is the same for every G:
 
 {_table(columns, against_strongest)}"""
 
@@ -176,11 +176,14 @@ def _update_section(report: Report) -> str:
 ### The update against other ways
 
 All of these compute the same gradients. "Strongest" is the strongest ordinary code: the video encoded once, the prompt
-repeated, and log-probabilities of the completions only, in our chunks; "one at a time" runs a backward pass after every
-completion, which is the least memory that rows of prompt and completion can take. [PrefixGrouper][prefix] (Liu et al.
-2025, [arXiv 2506.05433](https://arxiv.org/abs/2506.05433)) computes a prompt once too and copies its keys and values to
-every completion; it runs here with our vision tower and our chunks, so what differs is attention. In slices
-(`micro_batch_completions: 2`), every two completions have a backward pass of their own and the prompt one at the end.
+repeated, and log-probabilities of the completions only, in our chunks;
+"one at a time" runs a backward pass after every completion, which is the least memory that rows of prompt and
+completion can take, but computes the prompt again for each. [PrefixGrouper][prefix] (Liu et al. 2025,
+[arXiv 2506.05433](https://arxiv.org/abs/2506.05433)) computes a prompt once too and copies its keys and values to every
+completion; it runs here with our vision tower and our chunks, so what differs is attention. In slices
+(`micro_batch_completions: 2`), every two completions have a backward pass of their own and the prompt one at the end,
+so memory is that of the prompt's graph and of two completions, whatever G is. Groups of more than 10,240 tokens are run
+less often, those of more than 20,480 once, so their seconds are less certain than their memory.
 Empty cells were not measured.
 
 Seconds on a CPU:

@@ -23,11 +23,10 @@ backward of all parameters, vision tower included), `logprobs` (hidden states to
 (rollout and update).
 
 Methods take turns within each repeat and medians are compared. A scenario that is run only once is timed where its
-memory is measured. Seconds are the process's user time on a CPU (page
-faults left out, which would favor `ours`) and wall time on a GPU. Memory is the peak beyond weights, gradients and
-inputs: on a CPU the resident high-water mark of a fresh process per number, on a GPU the allocator's. `floor_seconds`
-of an update is the time that the arithmetic which the method needs would take at the measured speed of a large matrix
-product.
+memory is measured. Seconds are the process's user time on a CPU (page faults left out, which would favor `ours`) and
+wall time on a GPU. Memory is the peak beyond weights, gradients and inputs: on a CPU the resident high-water mark of a
+fresh process per number (with --quick, of the whole run's process), on a GPU the allocator's. `floor_seconds` of an
+update is the time that the arithmetic which the method needs would take at the speed of a large matrix product.
 """
 
 from __future__ import annotations
