@@ -35,8 +35,11 @@ class SlicePeaks:
         return self._known[completions]
 
     def fitting(self, limit: float) -> int | None:
-        """The largest number whose update takes at most `limit` bytes; 1 where nothing does."""
-        return None if self.of(None) <= limit else max(1, largest_that_fits(self.of, limit, self.count))
+        """The largest number whose update takes at most `limit` bytes; where none does, the one that takes least."""
+        if self.of(None) <= limit:
+            return None
+        # Slices may take more than one pass: sharded gradients wait, whole, for the last slice.
+        return largest_that_fits(self.of, limit, self.count) or (1 if self.of(1) < self.of(None) else None)
 
     def table(self) -> dict[int | None, int]:
         """The peaks of 1, 4, 16, ... completions per backward pass, and of all in one."""
