@@ -41,7 +41,7 @@ def main() -> None:
 
 def page() -> str:
     """The text of docs/performance.md."""
-    parts = ["# Performance", _INTRODUCTION, _group_section(_load("cpu")), _gpu_section()]
+    parts = ["# Performance", _INTRODUCTION, _group_section(_load("cpu")), _packing_section(), _gpu_section()]
     parts += [_reward_section(_load("semantic_reward")), _video_section(_load("video_reader"))]
     return "\n\n".join(parts) + "\n"
 
@@ -195,6 +195,18 @@ Peak MiB on a CPU:
 {table("peak_memory_mib", ".0f")}
 
 [prefix]: https://github.com/johncaged/PrefixGrouper"""
+
+
+def _packing_section() -> str:
+    table = (RESULTS / "packed_fine_tuning.md").read_text().rstrip()
+    return f"""\
+## Fine-tuning in one row
+
+Eight records of text of unequal length (256 to 1,024 tokens), forward and backward, in one row without padding and
+padded to the longest, on a CPU: AMD EPYC, 2 cores, 1 thread, 2026-11-21, size `small` in float32, medians of 5
+interleaved repeats of user time (`python tests/performance/packed_fine_tuning.py`).
+
+{table}"""
 
 
 def _gpu_section() -> str:
